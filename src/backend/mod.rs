@@ -1,0 +1,155 @@
+//! The backends, and [`Device`], the handle through which everything reaches one.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::ops::{CombineArgs, GroupedGemmArgs, PermuteArgs, RouteArgs, RouterLogitsArgs};
+use crate::tensor::{DType, DeviceBuffer, HostBytes, Shape, Storage, TensorView, TensorViewMut};
+
+pub mod cpu;
+mod host;
+mod reference;
+
+/// What a backend has to do. One value is one device.
+///
+/// The ops come with arguments that [`crate::ops`] has validated: shapes and types fit, memory is this device's.
+/// An op may return before its work is done; work is done in the order of the calls, and `read` waits for it.
+pub trait Backend: fmt::Debug + Send + Sync + 'static {
+    /// `cpu`, `wgpu`, `cuda`, `reference`.
+    fn name(&self) -> &'static str;
+
+    /// The device in its own words, with what was chosen for it.
+    fn device_name(&self) -> String;
+
+    /// Whether tensors lie in host memory.
+    fn is_host(&self) -> bool;
+
+    /// Whether `buffer` is memory of this device.
+    fn owns(&self, buffer: &dyn DeviceBuffer) -> bool;
+
+    /// Zeroed memory of `bytes` bytes for a tensor; the shape lets a backend split a stack of experts.
+    fn alloc(&self, dtype: DType, shape: Shape, bytes: usize) -> Result<Storage>;
+
+    /// Copies host bytes into a tensor.
+    fn write(&self, target: TensorViewMut<'_>, source: &[u8]) -> Result<()>;
+
+    /// Copies a tensor to the host; waits for the work that makes it.
+    fn read(&self, source: TensorView<'_>, target: &mut [u8]) -> Result<()>;
+
+    /// Waits for all work given to this device.
+    fn synchronize(&self) -> Result<()>;
+
+    /// The type in which expert activations and outputs are kept between steps, for weights of `weight`.
+    fn intermediate_dtype(&self, weight: DType) -> DType {
+        let _ = weight;
+        DType::F32
+    }
+
+    /// [`crate::ops::router_logits`].
+    fn router_logits(&self, args: RouterLogitsArgs<'_>) -> Result<()>;
+
+    /// [`crate::ops::route`].
+    fn route(&self, args: RouteArgs<'_>) -> Result<()>;
+
+    /// [`crate::ops::permute`].
+    fn permute(&self, args: PermuteArgs<'_>) -> Result<()>;
+
+    /// [`crate::ops::grouped_gemm`].
+    fn grouped_gemm(&self, args: GroupedGemmArgs<'_>) -> Result<()>;
+
+    /// [`crate::ops::combine`].
+    fn combine(&self, args: CombineArgs<'_>) -> Result<()>;
+}
+
+/// A handle on one device of one backend; cheap to clone.
+#[derive(Clone)]
+pub struct Device(Arc<dyn Backend>);
+
+/// A device found by [`Device::discover`], and why better ones were passed over.
+#[derive(Debug)]
+pub struct Discovery {
+    /// The best device that is there.
+    pub device: Device,
+    /// One [`Error::Unavailable`] for each backend that was tried before it.
+    pub skipped: Vec<Error>,
+}
+
+impl Device {
+    /// The CPU backend with its defaults: best instruction set, rayon's current pool.
+    pub fn cpu() -> Self {
+        Self::new(cpu::Cpu::new())
+    }
+
+    /// The oracle: slow, scalar, f64. For tests and for finding out who is wrong.
+    pub fn reference() -> Self {
+        Self::new(reference::Reference)
+    }
+
+    /// A device of any backend, one from outside this crate included.
+    pub fn new(backend: impl Backend) -> Self {
+        Self(Arc::new(backend))
+    }
+
+    /// The best device of this machine.
+    pub fn auto() -> Self {
+        Self::discover().device
+    }
+
+    /// The best device of this machine, and why better ones were passed over.
+    pub fn discover() -> Discovery {
+        Discovery { device: Self::cpu(), skipped: Vec::new() }
+    }
+
+    /// A device by the name of its backend: `auto`, `cpu` or `reference`.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] for a backend that this build does not have, [`Error::InvalidArgument`] for no backend.
+    pub fn by_name(name: &str) -> Result<Self> {
+        match name {
+            "auto" => Ok(Self::auto()),
+            "cpu" => Ok(Self::cpu()),
+            "reference" => Ok(Self::reference()),
+            "wgpu" => Err(Error::Unavailable { backend: "wgpu", reason: "not in this build".into() }),
+            "cuda" => Err(Error::Unavailable { backend: "cuda", reason: "not in this build".into() }),
+            other => Err(Error::invalid("backend", "auto, reference, cpu, wgpu or cuda", other)),
+        }
+    }
+
+    /// The backend behind the handle.
+    pub fn backend(&self) -> &dyn Backend {
+        &*self.0
+    }
+
+    /// The backend's name.
+    pub fn name(&self) -> &'static str {
+        self.0.name()
+    }
+
+    /// Waits for all work given to this device.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device failed.
+    pub fn synchronize(&self) -> Result<()> {
+        self.0.synchronize()
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.0.name(), self.0.device_name())
+    }
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Device({self})")
+    }
+}
+
+/// Memory for the backends that compute in host memory.
+fn host_alloc(backend: &'static str, bytes: usize) -> Result<Storage> {
+    HostBytes::zeroed(bytes)
+        .map(Storage::Host)
+        .ok_or_else(|| Error::Device { backend, message: format!("out of memory: {bytes} bytes") })
+}

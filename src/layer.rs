@@ -1,0 +1,387 @@
+//! The layer: the steps in a row.
+
+use crate::backend::Device;
+use crate::config::{MoeConfig, WeightLayout};
+use crate::error::{Error, Result};
+use crate::ops::{
+    CombineArgs, Epilogue, GroupedGemmArgs, InputRows, PermuteArgs, RouteArgs, RouterLogitsArgs, SharedOutput,
+    ZeroExperts, combine, grouped_gemm, permute, route, router_logits,
+};
+use crate::plan::{PermutePlan, PermutePlanMut, Slots};
+use crate::routing::WeightsOn;
+use crate::tensor::{AsView, Shape, Tensor, TensorView, TensorViewMut};
+use crate::weights::{ExpertWeights, MoeWeights, view};
+use crate::workspace::{ExpertBuffers, LatentBuffers, PlanBuffers, RoutingBuffers, SharedBuffers, Workspace};
+
+/// How a layer runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LayerOptions {
+    /// A token's output is the same, bit for bit, whatever tokens are beside it. Costs speed.
+    pub batch_invariant: bool,
+}
+
+/// A MoE layer on a device: configuration and weights that fit each other.
+///
+/// Making one only checks shapes, so an engine that keeps its own weights can make a borrowed layer for each call.
+#[derive(Clone, Debug)]
+pub struct MoeLayer<T = Tensor> {
+    device: Device,
+    config: MoeConfig,
+    weights: MoeWeights<T>,
+    options: LayerOptions,
+}
+
+/// Which experts each token goes to, by the layer's router or by the caller.
+#[derive(Clone, Copy, Debug)]
+pub struct Routing<'a> {
+    /// `[T, k]` u32.
+    pub topk_ids: TensorView<'a>,
+    /// `[T, k]` f32.
+    pub topk_weights: TensorView<'a>,
+}
+
+/// The parts of a workspace behind the router.
+struct Buffers<'b> {
+    plan: &'b mut PlanBuffers,
+    routed: &'b mut ExpertBuffers,
+    shared: Option<&'b mut SharedBuffers>,
+    latent: Option<&'b mut LatentBuffers>,
+}
+
+/// A stack of experts to run: the routed ones, or the shared one.
+struct Stack<'a, T> {
+    weights: &'a ExpertWeights<T>,
+    epilogue: Epilogue,
+    weight_layout: WeightLayout,
+    /// Rows per expert; `None` where one expert takes them all.
+    expert_offsets: Option<TensorView<'a>>,
+}
+
+impl<T: AsView> MoeLayer<T> {
+    /// A layer of weights that lie on `device`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] naming the first field of the configuration or weight that does not fit.
+    pub fn new(device: &Device, config: MoeConfig, weights: MoeWeights<T>) -> Result<Self> {
+        config.validate()?;
+        weights.check(&config)?;
+        Ok(Self { device: device.clone(), config, weights, options: LayerOptions::default() })
+    }
+
+    /// The same layer, run as `options` say.
+    pub fn with_options(self, options: LayerOptions) -> Self {
+        Self { options, ..self }
+    }
+
+    /// What the layer is.
+    pub fn config(&self) -> &MoeConfig {
+        &self.config
+    }
+
+    /// Where the layer is.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The layer's weights.
+    pub fn weights(&self) -> &MoeWeights<T> {
+        &self.weights
+    }
+
+    /// Memory for calls with up to `max_tokens` tokens.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if a size overflows, [`Error::Device`] if the device has no room.
+    pub fn workspace(&self, max_tokens: usize) -> Result<Workspace> {
+        let dtype = self.weights.experts.down_proj.as_view().dtype();
+        Workspace::new(&self.device, &self.config, self.device.backend().intermediate_dtype(dtype), max_tokens)
+    }
+
+    /// `output = layer(hidden_states)`, both `[T, H]` f32, bf16 or f16. The residual is the caller's.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if a shape or type does not fit, or T exceeds the workspace's `max_tokens`;
+    /// otherwise the backend's.
+    pub fn forward(
+        &self,
+        hidden_states: TensorView<'_>,
+        output: TensorViewMut<'_>,
+        workspace: &mut Workspace,
+    ) -> Result<()> {
+        self.check_hidden_states(hidden_states, workspace)?;
+        let Workspace { routing, plan, routed, shared, latent, .. } = workspace;
+        let routing = self.route(hidden_states, routing)?;
+        let buffers = Buffers { plan, routed, shared: shared.as_mut(), latent: latent.as_mut() };
+        self.experts(hidden_states, routing, output, buffers)
+    }
+
+    /// As [`MoeLayer::forward`], with the routing made by the caller. Ids of no expert (`u32::MAX`, say) add nothing.
+    ///
+    /// # Errors
+    /// As [`MoeLayer::forward`].
+    pub fn forward_routed(
+        &self,
+        hidden_states: TensorView<'_>,
+        routing: Routing<'_>,
+        output: TensorViewMut<'_>,
+        workspace: &mut Workspace,
+    ) -> Result<()> {
+        let num_tokens = self.check_hidden_states(hidden_states, workspace)?;
+        let expected = Shape::from([num_tokens, self.config.router.top_k]);
+        for (name, tensor) in [("topk_ids", routing.topk_ids), ("topk_weights", routing.topk_weights)] {
+            if tensor.shape() != expected {
+                return Err(Error::invalid(name, format!("shape {expected}"), tensor.shape()));
+            }
+        }
+        let Workspace { plan, routed, shared, latent, .. } = workspace;
+        let buffers = Buffers { plan, routed, shared: shared.as_mut(), latent: latent.as_mut() };
+        self.experts(hidden_states, routing, output, buffers)
+    }
+
+    fn check_hidden_states(&self, hidden_states: TensorView<'_>, workspace: &Workspace) -> Result<usize> {
+        match *hidden_states.dims() {
+            [num_tokens, hidden_size]
+                if hidden_size == self.config.hidden_size && num_tokens <= workspace.max_tokens =>
+            {
+                Ok(num_tokens)
+            }
+            _ => Err(Error::invalid(
+                "hidden_states",
+                format!("shape [T, {}], T up to the workspace's {}", self.config.hidden_size, workspace.max_tokens),
+                hidden_states.shape(),
+            )),
+        }
+    }
+
+    /// hidden_states → router_logits → topk_ids, topk_weights.
+    fn route<'b>(&self, hidden_states: TensorView<'_>, buffers: &'b mut RoutingBuffers) -> Result<Routing<'b>> {
+        let router = self.weights.router.as_ref().ok_or_else(|| {
+            Error::invalid("weights.router", "a router, or routing by the caller (forward_routed)", "none")
+        })?;
+        let num_tokens = hidden_states.dims()[0];
+        let choices = self.config.router.num_choices(self.config.num_experts);
+        let shape = [num_tokens, self.config.router.top_k];
+        router_logits(
+            &self.device,
+            RouterLogitsArgs {
+                hidden_states,
+                weight: router.weight.as_view(),
+                bias: view(&router.bias),
+                output: buffers.router_logits.prefix_mut([num_tokens, choices])?,
+            },
+        )?;
+        route(
+            &self.device,
+            RouteArgs {
+                config: &self.config.router,
+                router_logits: buffers.router_logits.prefix([num_tokens, choices]),
+                selection_bias: view(&router.selection_bias),
+                topk_ids: buffers.topk_ids.prefix_mut(shape)?,
+                topk_weights: buffers.topk_weights.prefix_mut(shape)?,
+            },
+        )?;
+        Ok(Routing { topk_ids: buffers.topk_ids.prefix(shape), topk_weights: buffers.topk_weights.prefix(shape) })
+    }
+
+    /// Everything behind the router: permute, the two grouped GEMMs, combine; and what is added to the sum.
+    fn experts(
+        &self,
+        hidden_states: TensorView<'_>,
+        routing: Routing<'_>,
+        output: TensorViewMut<'_>,
+        buffers: Buffers<'_>,
+    ) -> Result<()> {
+        let config = &self.config;
+        let top_k = config.router.top_k;
+        let num_slots = hidden_states.dims()[0] * top_k;
+        let topk_weights = routing.topk_weights.reshape([num_slots])?;
+        let (slot_scale, topk_weights) = match config.router.weights_on {
+            WeightsOn::Output => (None, Some(topk_weights)),
+            WeightsOn::Input => (Some(topk_weights), None),
+        };
+        let shared = buffers.shared.map(|buffers| self.shared_expert(hidden_states, buffers)).transpose()?.flatten();
+        let (latent_input, latent) = buffers.latent.map(|b| (&mut b.input, (&mut b.combined, &mut b.output))).unzip();
+        let input = self.latent_input(hidden_states, latent_input)?;
+
+        let plan = self.permute(routing.topk_ids, buffers.plan)?;
+        let slots = Slots::PerToken { top_k };
+        let rows = InputRows::Gathered { permuted_idx: plan.permuted_idx, slots, slot_scale };
+        let stack = Stack {
+            weights: &self.weights.experts,
+            epilogue: Epilogue::of(config.activation, config.gate_up_layout),
+            weight_layout: config.weight_layout,
+            expert_offsets: Some(plan.expert_offsets),
+        };
+        let expert_out = self.expert_stack(stack, input, rows, num_slots, buffers.routed)?;
+        let topk_ids = routing.topk_ids.reshape([num_slots])?;
+        let zero_experts = (config.router.num_zero_experts > 0).then_some(ZeroExperts {
+            topk_ids,
+            first: config.num_experts as u32,
+            count: config.router.num_zero_experts as u32,
+            hidden_states: input,
+        });
+        let args = CombineArgs {
+            expert_out,
+            inv_permuted_idx: Some(plan.inv_permuted_idx),
+            topk_weights,
+            slots,
+            zero_experts,
+            shared,
+            output,
+        };
+        match latent {
+            None => combine(&self.device, args),
+            Some(latent) => self.latent_output(args, latent),
+        }
+    }
+
+    fn permute<'b>(&self, topk_ids: TensorView<'_>, buffers: &'b mut PlanBuffers) -> Result<PermutePlan<'b>> {
+        let num_slots = topk_ids.shape().numel();
+        let plan = PermutePlanMut {
+            expert_offsets: buffers.expert_offsets.view_mut()?,
+            permuted_idx: buffers.permuted_idx.prefix_mut([num_slots])?,
+            inv_permuted_idx: buffers.inv_permuted_idx.prefix_mut([num_slots])?,
+        };
+        permute(&self.device, PermuteArgs { topk_ids, plan })?;
+        Ok(PermutePlan {
+            expert_offsets: buffers.expert_offsets.view(),
+            permuted_idx: buffers.permuted_idx.prefix([num_slots]),
+            inv_permuted_idx: buffers.inv_permuted_idx.prefix([num_slots]),
+        })
+    }
+
+    /// input → gate_up_proj, activation → down_proj, for up to `num_rows` rows.
+    fn expert_stack<'b>(
+        &self,
+        stack: Stack<'_, T>,
+        input: TensorView<'_>,
+        rows: InputRows<'_>,
+        num_rows: usize,
+        buffers: &'b mut ExpertBuffers,
+    ) -> Result<TensorView<'b>> {
+        let batch_invariant = self.options.batch_invariant;
+        let Stack { weights, epilogue, weight_layout, expert_offsets } = stack;
+        let act_shape = [num_rows, buffers.act.shape().dims()[1]];
+        grouped_gemm(
+            &self.device,
+            GroupedGemmArgs {
+                input,
+                rows,
+                expert_offsets,
+                weight: weights.gate_up_proj.as_view(),
+                weight_layout,
+                bias: view(&weights.gate_up_bias),
+                epilogue,
+                output: buffers.act.prefix_mut(act_shape)?,
+                batch_invariant,
+            },
+        )?;
+        let out_shape = [num_rows, buffers.expert_out.shape().dims()[1]];
+        grouped_gemm(
+            &self.device,
+            GroupedGemmArgs {
+                input: buffers.act.prefix(act_shape),
+                rows: InputRows::Same,
+                expert_offsets,
+                weight: weights.down_proj.as_view(),
+                weight_layout,
+                bias: view(&weights.down_bias),
+                epilogue: Epilogue::None,
+                output: buffers.expert_out.prefix_mut(out_shape)?,
+                batch_invariant,
+            },
+        )?;
+        Ok(buffers.expert_out.prefix(out_shape))
+    }
+
+    fn shared_expert<'b>(
+        &self,
+        hidden_states: TensorView<'_>,
+        buffers: &'b mut SharedBuffers,
+    ) -> Result<Option<SharedOutput<'b>>> {
+        let (Some(config), Some(weights)) = (&self.config.shared, &self.weights.shared) else { return Ok(None) };
+        let num_tokens = hidden_states.dims()[0];
+        if let Some(gate) = &weights.gate {
+            router_logits(
+                &self.device,
+                RouterLogitsArgs {
+                    hidden_states,
+                    weight: gate.as_view(),
+                    bias: None,
+                    output: buffers.gate_logits.prefix_mut([num_tokens, 1])?,
+                },
+            )?;
+        }
+        let stack = Stack {
+            weights: &weights.experts,
+            epilogue: Epilogue::of(config.activation, config.gate_up_layout),
+            weight_layout: config.weight_layout,
+            expert_offsets: None,
+        };
+        let output = self.expert_stack(stack, hidden_states, InputRows::Same, num_tokens, &mut buffers.experts)?;
+        let gate_logits = weights.gate.is_some().then(|| buffers.gate_logits.prefix([num_tokens, 1]));
+        Ok(Some(SharedOutput { output, gate_logits }))
+    }
+
+    /// One linear projection of every row.
+    fn project(
+        &self,
+        input: TensorView<'_>,
+        weight: &T,
+        bias: Option<TensorView<'_>>,
+        output: TensorViewMut<'_>,
+    ) -> Result<()> {
+        grouped_gemm(
+            &self.device,
+            GroupedGemmArgs {
+                input,
+                rows: InputRows::Same,
+                expert_offsets: None,
+                weight: weight.as_view(),
+                weight_layout: WeightLayout::Nk,
+                bias,
+                epilogue: Epilogue::None,
+                output,
+                batch_invariant: self.options.batch_invariant,
+            },
+        )
+    }
+
+    /// The routed experts' input: the hidden states, projected into the latent space where there is one.
+    fn latent_input<'b>(
+        &self,
+        hidden_states: TensorView<'b>,
+        buffer: Option<&'b mut Tensor>,
+    ) -> Result<TensorView<'b>> {
+        let (Some(weights), Some(buffer)) = (&self.weights.latent, buffer) else { return Ok(hidden_states) };
+        let shape = [hidden_states.dims()[0], self.config.expert_hidden_size()];
+        self.project(hidden_states, &weights.down, view(&weights.down_bias), buffer.prefix_mut(shape)?)?;
+        Ok(buffer.prefix(shape))
+    }
+
+    /// Combines in the latent space, projects back, and adds the shared expert's output there.
+    fn latent_output(&self, args: CombineArgs<'_>, (combined, projected): (&mut Tensor, &mut Tensor)) -> Result<()> {
+        let Some(weights) = &self.weights.latent else { return combine(&self.device, args) };
+        let CombineArgs { shared, output, .. } = args;
+        let [num_tokens, hidden_size] = [output.dims()[0], self.config.hidden_size];
+        let latent_size = self.config.expert_hidden_size();
+        let latent_shape = [num_tokens, latent_size];
+        combine(&self.device, CombineArgs { shared: None, output: combined.prefix_mut(latent_shape)?, ..args })?;
+        self.project(
+            combined.prefix(latent_shape),
+            &weights.up,
+            view(&weights.up_bias),
+            projected.prefix_mut([num_tokens, hidden_size])?,
+        )?;
+        let sum = CombineArgs {
+            expert_out: projected.prefix([num_tokens, hidden_size]),
+            inv_permuted_idx: None,
+            topk_weights: None,
+            slots: Slots::PerToken { top_k: 1 },
+            zero_experts: None,
+            shared,
+            output,
+        };
+        combine(&self.device, sum)
+    }
+}

@@ -1,0 +1,89 @@
+//! `combine`: the weighted sum of a token's expert outputs, with everything else that is added to it.
+
+use super::{Expect, dims};
+use crate::backend::Device;
+use crate::error::{Error, Result};
+use crate::plan::Slots;
+use crate::tensor::{DType, FLOATS, TensorView, TensorViewMut};
+
+/// Arguments of [`combine`].
+#[derive(Debug)]
+pub struct CombineArgs<'a> {
+    /// `[R, H]` f32, bf16 or f16: one row per row of the plan.
+    pub expert_out: TensorView<'a>,
+    /// `[S]` u32, slot → row; [`MASKED`](crate::routing::MASKED) adds nothing. `None`: slot `s` is row `s`.
+    pub inv_permuted_idx: Option<TensorView<'a>>,
+    /// `[S]` f32; `None` where the weights were applied to the input: every weight is 1.
+    pub topk_weights: Option<TensorView<'a>>,
+    /// How slots belong to tokens.
+    pub slots: Slots<'a>,
+    /// The identity experts, where the router has some.
+    pub zero_experts: Option<ZeroExperts<'a>>,
+    /// The shared expert's output, added to the sum.
+    pub shared: Option<SharedOutput<'a>>,
+    /// `[T, H]` f32, bf16 or f16.
+    pub output: TensorViewMut<'a>,
+}
+
+/// Experts that return the token itself.
+#[derive(Clone, Copy, Debug)]
+pub struct ZeroExperts<'a> {
+    /// `[S]` u32: the expert of each slot.
+    pub topk_ids: TensorView<'a>,
+    /// Their ids: `first..first + count`.
+    pub first: u32,
+    /// How many there are.
+    pub count: u32,
+    /// `[T, H]` f32, bf16 or f16: what they return.
+    pub hidden_states: TensorView<'a>,
+}
+
+impl ZeroExperts<'_> {
+    /// Whether `id` is one of them.
+    pub(crate) fn contains(&self, id: u32) -> bool {
+        id >= self.first && id - self.first < self.count
+    }
+}
+
+/// A dense expert's output.
+#[derive(Clone, Copy, Debug)]
+pub struct SharedOutput<'a> {
+    /// `[T, H]` f32, bf16 or f16.
+    pub output: TensorView<'a>,
+    /// `[T, 1]` f32: scales a token's row by its sigmoid.
+    pub gate_logits: Option<TensorView<'a>>,
+}
+
+/// `output[t] = Σ topk_weights[s] · expert_out[row(s)]` over the slots `s` of token `t`, in the order of the slots,
+/// summed in f32; zero experts add `weight · hidden_states[t]`, the shared expert its (gated) output.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] if a shape, type or memory does not fit.
+pub fn combine(device: &Device, args: CombineArgs<'_>) -> Result<()> {
+    let expect = Expect { device };
+    let [num_tokens, hidden_size] = dims("output", args.output.as_view())?;
+    expect.elements("output", args.output.as_view(), FLOATS)?;
+    let [rows, _] = dims("expert_out", args.expert_out)?;
+    expect.tensor("expert_out", args.expert_out, [rows, hidden_size], FLOATS)?;
+    let num_slots = expect.slots(args.slots, num_tokens)?;
+    if rows < num_slots {
+        return Err(Error::invalid("expert_out", format!("at least {num_slots} rows"), rows));
+    }
+    if let Some(inv_permuted_idx) = args.inv_permuted_idx {
+        expect.tensor("inv_permuted_idx", inv_permuted_idx, [num_slots], &[DType::U32])?;
+    }
+    if let Some(weights) = args.topk_weights {
+        expect.tensor("topk_weights", weights, [num_slots], &[DType::F32])?;
+    }
+    if let Some(zero) = args.zero_experts {
+        expect.tensor("zero_experts.topk_ids", zero.topk_ids, [num_slots], &[DType::U32])?;
+        expect.tensor("zero_experts.hidden_states", zero.hidden_states, [num_tokens, hidden_size], FLOATS)?;
+    }
+    if let Some(shared) = args.shared {
+        expect.tensor("shared.output", shared.output, [num_tokens, hidden_size], FLOATS)?;
+        if let Some(gate) = shared.gate_logits {
+            expect.tensor("shared.gate_logits", gate, [num_tokens, 1], &[DType::F32])?;
+        }
+    }
+    device.backend().combine(args)
+}

@@ -1,0 +1,43 @@
+//! `route`: which experts each token goes to, and with what weight.
+
+use super::{Expect, dims};
+use crate::backend::Device;
+use crate::error::Result;
+use crate::routing::RouterConfig;
+use crate::tensor::{DType, TensorView, TensorViewMut};
+
+/// Arguments of [`route`].
+#[derive(Debug)]
+pub struct RouteArgs<'a> {
+    /// The rule.
+    pub config: &'a RouterConfig,
+    /// `[T, E]` f32, zero experts included in E.
+    pub router_logits: TensorView<'a>,
+    /// `[E]` f32, added to the scores to choose by, never to weigh by.
+    pub selection_bias: Option<TensorView<'a>>,
+    /// `[T, k]` u32: expert ids, best first.
+    pub topk_ids: TensorViewMut<'a>,
+    /// `[T, k]` f32.
+    pub topk_weights: TensorViewMut<'a>,
+}
+
+/// Chooses experts by the rule of [`crate::routing`].
+///
+/// Ids of a token are unique and in range whatever the logits are, NaN and ±inf included.
+///
+/// # Errors
+/// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if the rule, a shape, type or memory does not fit.
+pub fn route(device: &Device, args: RouteArgs<'_>) -> Result<()> {
+    let expect = Expect { device };
+    let [num_tokens, num_choices] = dims("router_logits", args.router_logits)?;
+    let num_experts = num_choices.saturating_sub(args.config.num_zero_experts);
+    args.config.validate(num_experts)?;
+    expect.elements("router_logits", args.router_logits, &[DType::F32])?;
+    if let Some(bias) = args.selection_bias {
+        expect.tensor("selection_bias", bias, [num_choices], &[DType::F32])?;
+    }
+    let shape = [num_tokens, args.config.top_k];
+    expect.tensor("topk_ids", args.topk_ids.as_view(), shape, &[DType::U32])?;
+    expect.tensor("topk_weights", args.topk_weights.as_view(), shape, &[DType::F32])?;
+    device.backend().route(args)
+}

@@ -1,0 +1,52 @@
+//! The oracle of `combine`.
+
+use crate::routing::MASKED;
+
+/// A weighted sum of expert outputs per token.
+#[derive(Clone, Debug)]
+pub struct Combine<'a> {
+    /// `[R, H]`.
+    pub expert_out: &'a [f64],
+    /// H.
+    pub hidden_size: usize,
+    /// `[S]`, slot → row.
+    pub inv_permuted_idx: &'a [u32],
+    /// `[S]`.
+    pub topk_weights: Option<&'a [f64]>,
+    /// `[T + 1]`: where each token's slots start.
+    pub token_offsets: &'a [u32],
+    /// `[S]` whether a slot's expert is an identity expert, and `[T, H]` what it returns.
+    pub zero_experts: Option<(&'a [bool], &'a [f64])>,
+    /// `[T, H]`, and `[T]` the logits of its sigmoid gate.
+    pub shared: Option<(&'a [f64], Option<&'a [f64]>)>,
+}
+
+/// `[T, H]`.
+pub fn combine(op: &Combine<'_>) -> Vec<f64> {
+    let mut output = Vec::new();
+    for (token, slots) in op.token_offsets.windows(2).enumerate() {
+        for h in 0..op.hidden_size {
+            let at = token * op.hidden_size + h;
+            let routed: f64 = (slots[0] as usize..slots[1] as usize)
+                .map(|slot| op.topk_weights.map_or(1.0, |w| w[slot]) * slot_value(op, slot, token, h))
+                .sum();
+            let shared = op.shared.map_or(0.0, |(output, gate)| {
+                output[at] * gate.map_or(1.0, |logits| 1.0 / (1.0 + (-logits[token]).exp()))
+            });
+            output.push(routed + shared);
+        }
+    }
+    output
+}
+
+fn slot_value(op: &Combine<'_>, slot: usize, token: usize, h: usize) -> f64 {
+    if let Some((is_zero, hidden_states)) = op.zero_experts
+        && is_zero[slot]
+    {
+        return hidden_states[token * op.hidden_size + h];
+    }
+    match op.inv_permuted_idx[slot] {
+        MASKED => 0.0,
+        row => op.expert_out[row as usize * op.hidden_size + h],
+    }
+}

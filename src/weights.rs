@@ -1,0 +1,165 @@
+//! A layer's weights, owned or borrowed.
+
+use crate::config::{MoeConfig, WeightLayout};
+use crate::error::{Error, Result};
+use crate::tensor::{AsView, DType, FLOATS, Shape, Tensor, TensorView};
+
+/// A layer's weights; `T` is [`Tensor`] where the layer owns them, [`TensorView`] where an engine does.
+#[derive(Clone, Debug)]
+pub struct MoeWeights<T = Tensor> {
+    /// The router; `None` where the caller routes ([`MoeLayer::forward_routed`]).
+    pub router: Option<RouterWeights<T>>,
+    /// The routed experts.
+    pub experts: ExpertWeights<T>,
+    /// The shared expert.
+    pub shared: Option<SharedWeights<T>>,
+    /// The projections into and out of the latent space.
+    pub latent: Option<LatentWeights<T>>,
+}
+
+/// The router's weights; E counts zero experts too.
+#[derive(Clone, Debug)]
+pub struct RouterWeights<T = Tensor> {
+    /// `[E, H]` f32, bf16 or f16.
+    pub weight: T,
+    /// `[E]` f32, added to the logits.
+    pub bias: Option<T>,
+    /// `[E]` f32, added to the scores to choose by (`e_score_correction_bias`).
+    pub selection_bias: Option<T>,
+}
+
+/// A stack of experts.
+#[derive(Clone, Debug)]
+pub struct ExpertWeights<T = Tensor> {
+    /// `[E, 2I, H]`, or `[E, I, H]` without a gate; `[E, H, 2I]` where the layout is `Kn`.
+    pub gate_up_proj: T,
+    /// `[E, 2I]` f32.
+    pub gate_up_bias: Option<T>,
+    /// `[E, H, I]`; `[E, I, H]` where the layout is `Kn`.
+    pub down_proj: T,
+    /// `[E, H]` f32.
+    pub down_bias: Option<T>,
+}
+
+/// The shared expert's weights.
+#[derive(Clone, Debug)]
+pub struct SharedWeights<T = Tensor> {
+    /// A stack of one.
+    pub experts: ExpertWeights<T>,
+    /// `[1, H]`: the sigmoid gate on its output.
+    pub gate: Option<T>,
+}
+
+/// The projections around experts that work in a latent space of L features.
+#[derive(Clone, Debug)]
+pub struct LatentWeights<T = Tensor> {
+    /// `[1, L, H]`.
+    pub down: T,
+    /// `[1, L]` f32.
+    pub down_bias: Option<T>,
+    /// `[1, H, L]`.
+    pub up: T,
+    /// `[1, H]` f32.
+    pub up_bias: Option<T>,
+}
+
+impl<T: AsView> MoeWeights<T> {
+    /// Checks shapes and types against a configuration, field by field.
+    pub(crate) fn check(&self, config: &MoeConfig) -> Result<()> {
+        let hidden_size = config.hidden_size;
+        if let Some(router) = &self.router {
+            let choices = config.router.num_choices(config.num_experts);
+            check("router.weight", &router.weight, [choices, hidden_size], FLOATS)?;
+            check_bias("router.bias", &router.bias, [choices])?;
+            check_bias("router.selection_bias", &router.selection_bias, [choices])?;
+        }
+        let stack = StackShape {
+            num_experts: config.num_experts,
+            hidden_size: config.expert_hidden_size(),
+            gate_up_size: config.gate_up_size(),
+            intermediate_size: config.intermediate_size,
+            weight_layout: config.weight_layout,
+        };
+        self.experts.check("experts", &stack)?;
+        match (&config.shared, &self.shared) {
+            (None, None) => {}
+            (Some(shared), Some(weights)) => {
+                let stack = StackShape {
+                    num_experts: 1,
+                    hidden_size,
+                    gate_up_size: shared.gate_up_size(),
+                    intermediate_size: shared.intermediate_size,
+                    weight_layout: shared.weight_layout,
+                };
+                weights.experts.check("shared", &stack)?;
+                check_presence("shared.gate", shared.sigmoid_gate, weights.gate.is_some())?;
+                if let Some(gate) = &weights.gate {
+                    check("shared.gate", gate, [1, hidden_size], FLOATS)?;
+                }
+            }
+            (expected, actual) => check_presence("shared", expected.is_some(), actual.is_some())?,
+        }
+        match (config.latent_size, &self.latent) {
+            (None, None) => Ok(()),
+            (Some(latent_size), Some(latent)) => {
+                check("latent.down", &latent.down, [1, latent_size, hidden_size], FLOATS)?;
+                check_bias("latent.down_bias", &latent.down_bias, [1, latent_size])?;
+                check("latent.up", &latent.up, [1, hidden_size, latent_size], FLOATS)?;
+                check_bias("latent.up_bias", &latent.up_bias, [1, hidden_size])
+            }
+            (expected, actual) => check_presence("latent", expected.is_some(), actual.is_some()),
+        }
+    }
+}
+
+struct StackShape {
+    num_experts: usize,
+    hidden_size: usize,
+    gate_up_size: usize,
+    intermediate_size: usize,
+    weight_layout: WeightLayout,
+}
+
+impl<T: AsView> ExpertWeights<T> {
+    fn check(&self, name: &str, shape: &StackShape) -> Result<()> {
+        let &StackShape { num_experts, hidden_size, gate_up_size, intermediate_size, weight_layout } = shape;
+        let gate_up = weight_layout.shape(num_experts, gate_up_size, hidden_size);
+        let down = weight_layout.shape(num_experts, hidden_size, intermediate_size);
+        check(&format!("{name}.gate_up_proj"), &self.gate_up_proj, gate_up, FLOATS)?;
+        check(&format!("{name}.down_proj"), &self.down_proj, down, FLOATS)?;
+        check_bias(&format!("{name}.gate_up_bias"), &self.gate_up_bias, [num_experts, gate_up_size])?;
+        check_bias(&format!("{name}.down_bias"), &self.down_bias, [num_experts, hidden_size])
+    }
+}
+
+fn check(name: &str, tensor: &impl AsView, shape: impl Into<Shape>, dtypes: &[DType]) -> Result<()> {
+    let (tensor, shape) = (tensor.as_view(), shape.into());
+    if tensor.shape() != shape {
+        return Err(Error::invalid(format!("weights.{name}"), format!("shape {shape}"), tensor.shape()));
+    }
+    if !dtypes.contains(&tensor.dtype()) {
+        return Err(Error::invalid(format!("weights.{name}"), DType::list(dtypes), tensor.dtype()));
+    }
+    Ok(())
+}
+
+fn check_bias(name: &str, bias: &Option<impl AsView>, shape: impl Into<Shape>) -> Result<()> {
+    bias.as_ref().map_or(Ok(()), |bias| check(name, bias, shape, &[DType::F32]))
+}
+
+fn check_presence(name: &str, expected: bool, actual: bool) -> Result<()> {
+    let word = |present| if present { "weights" } else { "none" };
+    if expected == actual {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        format!("weights.{name}"),
+        format!("{}, as the configuration says", word(expected)),
+        word(actual),
+    ))
+}
+
+/// An optional weight as a view.
+pub(crate) fn view<T: AsView>(weight: &Option<T>) -> Option<TensorView<'_>> {
+    weight.as_ref().map(AsView::as_view)
+}

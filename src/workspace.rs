@@ -1,0 +1,107 @@
+//! The memory between a layer's steps, allocated once.
+
+use crate::backend::Device;
+use crate::config::{MoeConfig, SharedExpertConfig};
+use crate::error::{Error, Result};
+use crate::layer::Routing;
+use crate::tensor::{DType, Tensor};
+
+/// Everything a layer needs besides its weights, allocated once for up to `max_tokens` tokens.
+#[derive(Debug)]
+pub struct Workspace {
+    pub(crate) max_tokens: usize,
+    pub(crate) routing: RoutingBuffers,
+    pub(crate) plan: PlanBuffers,
+    pub(crate) routed: ExpertBuffers,
+    pub(crate) shared: Option<SharedBuffers>,
+    pub(crate) latent: Option<LatentBuffers>,
+}
+
+#[derive(Debug)]
+pub(crate) struct RoutingBuffers {
+    pub(crate) router_logits: Tensor,
+    pub(crate) topk_ids: Tensor,
+    pub(crate) topk_weights: Tensor,
+}
+
+#[derive(Debug)]
+pub(crate) struct PlanBuffers {
+    pub(crate) expert_offsets: Tensor,
+    pub(crate) permuted_idx: Tensor,
+    pub(crate) inv_permuted_idx: Tensor,
+}
+
+/// What a stack of experts writes: `act` between its projections, and its output.
+#[derive(Debug)]
+pub(crate) struct ExpertBuffers {
+    pub(crate) act: Tensor,
+    pub(crate) expert_out: Tensor,
+}
+
+#[derive(Debug)]
+pub(crate) struct SharedBuffers {
+    pub(crate) experts: ExpertBuffers,
+    pub(crate) gate_logits: Tensor,
+}
+
+#[derive(Debug)]
+pub(crate) struct LatentBuffers {
+    pub(crate) input: Tensor,
+    pub(crate) combined: Tensor,
+    pub(crate) output: Tensor,
+}
+
+impl Workspace {
+    pub(crate) fn new(device: &Device, config: &MoeConfig, dtype: DType, max_tokens: usize) -> Result<Self> {
+        let slots = max_tokens
+            .checked_mul(config.router.top_k)
+            .ok_or_else(|| Error::invalid("max_tokens", "a number of slots that fits usize", max_tokens))?;
+        let zeros = |dtype, shape: [usize; 2]| Tensor::zeros(device, dtype, shape);
+        let stack = |rows, intermediate_size, hidden_size| -> Result<_> {
+            Ok(ExpertBuffers {
+                act: zeros(dtype, [rows, intermediate_size])?,
+                expert_out: zeros(dtype, [rows, hidden_size])?,
+            })
+        };
+        let shared = |shared: &SharedExpertConfig| -> Result<_> {
+            Ok(SharedBuffers {
+                experts: stack(max_tokens, shared.intermediate_size, config.hidden_size)?,
+                gate_logits: zeros(DType::F32, [max_tokens, 1])?,
+            })
+        };
+        let latent = |size| -> Result<_> {
+            Ok(LatentBuffers {
+                input: zeros(dtype, [max_tokens, size])?,
+                combined: zeros(dtype, [max_tokens, size])?,
+                output: zeros(dtype, [max_tokens, config.hidden_size])?,
+            })
+        };
+        Ok(Self {
+            max_tokens,
+            routing: RoutingBuffers {
+                router_logits: zeros(DType::F32, [max_tokens, config.router.num_choices(config.num_experts)])?,
+                topk_ids: zeros(DType::U32, [max_tokens, config.router.top_k])?,
+                topk_weights: zeros(DType::F32, [max_tokens, config.router.top_k])?,
+            },
+            plan: PlanBuffers {
+                expert_offsets: Tensor::zeros(device, DType::U32, [config.num_experts + 1])?,
+                permuted_idx: Tensor::zeros(device, DType::U32, [slots])?,
+                inv_permuted_idx: Tensor::zeros(device, DType::U32, [slots])?,
+            },
+            routed: stack(slots, config.intermediate_size, config.expert_hidden_size())?,
+            shared: config.shared.as_ref().map(shared).transpose()?,
+            latent: config.latent_size.map(latent).transpose()?,
+        })
+    }
+
+    /// The routing of the last [`MoeLayer::forward`] of `num_tokens` tokens.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if `num_tokens` exceeds the workspace.
+    pub fn routing(&self, num_tokens: usize) -> Result<Routing<'_>> {
+        Ok(Routing {
+            topk_ids: self.routing.topk_ids.view().slice(0..num_tokens)?,
+            topk_weights: self.routing.topk_weights.view().slice(0..num_tokens)?,
+        })
+    }
+}
