@@ -44,6 +44,18 @@ impl<'a> Floats<'a> {
         }
     }
 
+    /// `sum += scale · self[start..]`, as far as `sum` goes.
+    pub(super) fn add_scaled(&self, start: usize, scale: f32, sum: &mut [f32]) {
+        fn add<T: Copy>(sum: &mut [f32], scale: f32, values: &[T], widen: impl Fn(T) -> f32) {
+            sum.iter_mut().zip(values).for_each(|(s, &v)| *s += scale * widen(v));
+        }
+        match self {
+            Self::F32(x) => add(sum, scale, &x[start..][..sum.len()], |v| v),
+            Self::BF16(x) => add(sum, scale, &x[start..][..sum.len()], bf16::to_f32),
+            Self::F16(x) => add(sum, scale, &x[start..][..sum.len()], f16::to_f32),
+        }
+    }
+
     pub(super) fn len(&self) -> usize {
         match self {
             Self::F32(x) => x.len(),
