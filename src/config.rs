@@ -49,6 +49,13 @@ pub struct SharedExpertConfig {
     /// Whether its output is scaled by `sigmoid(x·w)` (Qwen2-MoE `shared_expert_gate`).
     #[serde(default)]
     pub sigmoid_gate: bool,
+    /// Multiplies its output (Cohere2-MoE averages: 0.5 here and in the router's `scaling_factor`).
+    #[serde(default = "one")]
+    pub output_scale: f32,
+}
+
+fn one() -> f32 {
+    1.0
 }
 
 /// The nonlinearity of an expert: applied to the gate half where there is one (`act(gate) · up`), else to the whole.
@@ -156,6 +163,9 @@ impl MoeConfig {
         check_activation("activation", self.activation, self.gate_up_layout)?;
         if let Some(shared) = &self.shared {
             check_activation("shared.activation", shared.activation, shared.gate_up_layout)?;
+            if !shared.output_scale.is_finite() {
+                return Err(Error::invalid("shared.output_scale", "a finite number", shared.output_scale));
+            }
         }
         self.router.validate(self.num_experts)
     }

@@ -320,7 +320,7 @@ impl<T: AsView> MoeLayer<T> {
         };
         let output = self.expert_stack(stack, hidden_states, InputRows::Same, num_tokens, &mut buffers.experts)?;
         let gate_logits = weights.gate.is_some().then(|| buffers.gate_logits.prefix([num_tokens, 1]));
-        Ok(Some(SharedOutput { output, gate_logits }))
+        Ok(Some(SharedOutput { output, gate_logits, scale: config.output_scale }))
     }
 
     /// One linear projection of every row.

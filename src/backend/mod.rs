@@ -96,12 +96,24 @@ impl Device {
         Self::discover().device
     }
 
-    /// The best device of this machine, and why better ones were passed over.
-    pub fn discover() -> Discovery {
-        Discovery { device: Self::cpu(), skipped: Vec::new() }
+    /// Every backend that computes for users, best first, each with its device or the reason why it has none.
+    pub fn all() -> Vec<Result<Self>> {
+        ["cuda", "wgpu", "cpu"].into_iter().map(Self::by_name).collect()
     }
 
-    /// A device by the name of its backend: `auto`, `cpu` or `reference`.
+    /// The best device of this machine, and why better ones were passed over.
+    pub fn discover() -> Discovery {
+        let mut skipped = Vec::new();
+        for found in Self::all() {
+            match found {
+                Ok(device) => return Discovery { device, skipped },
+                Err(reason) => skipped.push(reason),
+            }
+        }
+        Discovery { device: Self::cpu(), skipped }
+    }
+
+    /// A device by the name of its backend: `auto`, `cpu`, `wgpu`, `cuda` or `reference`.
     ///
     /// # Errors
     /// [`Error::Unavailable`] for a backend that this build does not have, [`Error::InvalidArgument`] for no backend.

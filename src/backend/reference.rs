@@ -124,7 +124,7 @@ impl Backend for Reference {
         let zero = zero.transpose()?;
         let shared = args.shared.map(|shared| -> Result<_> {
             let gate = shared.gate_logits.map(|gate| widen("gate_logits", gate)).transpose()?;
-            Ok((widen("shared.output", shared.output)?, gate))
+            Ok((widen("shared.output", shared.output)?, gate, f64::from(shared.scale)))
         });
         let shared = shared.transpose()?;
         let output = reference::combine(&reference::Combine {
@@ -134,7 +134,11 @@ impl Backend for Reference {
             topk_weights: args.topk_weights.map(|w| widen("topk_weights", w)).transpose()?.as_deref(),
             token_offsets: &token_offsets,
             zero_experts: zero.as_ref().map(|(is_zero, x)| (&is_zero[..], &x[..])),
-            shared: shared.as_ref().map(|(output, gate)| (&output[..], gate.as_deref())),
+            shared: shared.as_ref().map(|(output, gate, scale)| reference::Shared {
+                output,
+                gate_logits: gate.as_deref(),
+                scale: *scale,
+            }),
         });
         store(&mut args.output, &output)
     }

@@ -52,10 +52,12 @@ pub struct SharedOutput<'a> {
     pub output: TensorView<'a>,
     /// `[T, 1]` f32: scales a token's row by its sigmoid.
     pub gate_logits: Option<TensorView<'a>>,
+    /// Multiplies it.
+    pub scale: f32,
 }
 
 /// `output[t] = Σ topk_weights[s] · expert_out[row(s)]` over the slots `s` of token `t`, in the order of the slots,
-/// summed in f32; zero experts add `weight · hidden_states[t]`, the shared expert its (gated) output.
+/// summed in f32; zero experts add `weight · hidden_states[t]`, the shared expert its (gated, scaled) output.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] if a shape, type or memory does not fit.

@@ -17,8 +17,19 @@ pub struct Combine<'a> {
     pub token_offsets: &'a [u32],
     /// `[S]` whether a slot's expert is an identity expert, and `[T, H]` what it returns.
     pub zero_experts: Option<(&'a [bool], &'a [f64])>,
-    /// `[T, H]`, and `[T]` the logits of its sigmoid gate.
-    pub shared: Option<(&'a [f64], Option<&'a [f64]>)>,
+    /// The shared expert's part.
+    pub shared: Option<Shared<'a>>,
+}
+
+/// The shared expert's part of a [`Combine`].
+#[derive(Clone, Debug)]
+pub struct Shared<'a> {
+    /// `[T, H]`.
+    pub output: &'a [f64],
+    /// `[T]`: scales a token's row by its sigmoid.
+    pub gate_logits: Option<&'a [f64]>,
+    /// Multiplies it.
+    pub scale: f64,
 }
 
 /// `[T, H]`.
@@ -30,8 +41,9 @@ pub fn combine(op: &Combine<'_>) -> Vec<f64> {
             let routed: f64 = (slots[0] as usize..slots[1] as usize)
                 .map(|slot| op.topk_weights.map_or(1.0, |w| w[slot]) * slot_value(op, slot, token, h))
                 .sum();
-            let shared = op.shared.map_or(0.0, |(output, gate)| {
-                output[at] * gate.map_or(1.0, |logits| 1.0 / (1.0 + (-logits[token]).exp()))
+            let shared = op.shared.as_ref().map_or(0.0, |shared| {
+                let gate = shared.gate_logits.map_or(1.0, |logits| 1.0 / (1.0 + (-logits[token]).exp()));
+                shared.scale * gate * shared.output[at]
             });
             output.push(routed + shared);
         }

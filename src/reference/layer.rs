@@ -121,7 +121,7 @@ fn shared_output(config: &MoeConfig, shared: &SharedExpert, x: &[f64]) -> Vec<f6
         let logit: f64 = gate.iter().zip(x).map(|(w, x)| w * x).sum();
         1.0 / (1.0 + (-logit).exp())
     });
-    output.into_iter().map(|y| y * scale).collect()
+    output.into_iter().map(|y| y * scale * f64::from(of.output_scale)).collect()
 }
 
 /// One row through one matrix of a stack.

@@ -23,8 +23,15 @@ struct Combine<'a> {
     topk_weights: Option<&'a [f32]>,
     slots: SlotTokens<'a>,
     zero_experts: Option<(&'a [u32], ZeroExperts<'a>, Floats<'a>)>,
-    shared: Option<(Floats<'a>, Option<&'a [f32]>)>,
+    shared: Option<Shared<'a>>,
     hidden_size: usize,
+}
+
+/// [`SharedOutput`](crate::ops::SharedOutput) as slices.
+struct Shared<'a> {
+    output: Floats<'a>,
+    gate_logits: Option<&'a [f32]>,
+    scale: f32,
 }
 
 pub(super) fn combine(mut args: CombineArgs<'_>) -> Result<()> {
@@ -42,10 +49,11 @@ pub(super) fn combine(mut args: CombineArgs<'_>) -> Result<()> {
         None => None,
     };
     let shared = match args.shared {
-        Some(shared) => Some((
-            Floats::new("shared.output", shared.output)?,
-            shared.gate_logits.map(|gate| slice("gate_logits", gate)).transpose()?,
-        )),
+        Some(shared) => Some(Shared {
+            output: Floats::new("shared.output", shared.output)?,
+            gate_logits: shared.gate_logits.map(|gate| slice("gate_logits", gate)).transpose()?,
+            scale: shared.scale,
+        }),
         None => None,
     };
     let op = Combine {
@@ -104,9 +112,9 @@ impl Combine<'_> {
                 row => self.expert_out.add_scaled(at(row as usize), weight, sum),
             }
         }
-        if let Some((output, gate_logits)) = &self.shared {
-            let gate = gate_logits.map_or(1.0, |logits| 1.0 / (1.0 + (-logits[token]).exp()));
-            output.add_scaled(at(token), gate, sum);
+        if let Some(shared) = &self.shared {
+            let gate = shared.gate_logits.map_or(1.0, |logits| 1.0 / (1.0 + (-logits[token]).exp()));
+            shared.output.add_scaled(at(token), shared.scale * gate, sum);
         }
     }
 }
