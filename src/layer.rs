@@ -4,12 +4,12 @@ use crate::backend::Device;
 use crate::config::{MoeConfig, WeightLayout};
 use crate::error::{Error, Result};
 use crate::ops::{
-    CombineArgs, Epilogue, GroupedGemmArgs, InputRows, PermuteArgs, RouteArgs, RouterLogitsArgs, SharedOutput,
+    CombineArgs, Epilogue, Expect, GroupedGemmArgs, InputRows, PermuteArgs, RouteArgs, RouterLogitsArgs, SharedOutput,
     ZeroExperts, combine, grouped_gemm, permute, route, router_logits,
 };
 use crate::plan::{PermutePlan, PermutePlanMut, Slots};
 use crate::routing::WeightsOn;
-use crate::tensor::{AsView, Shape, Tensor, TensorView, TensorViewMut};
+use crate::tensor::{AsView, DType, FLOATS, Tensor, TensorView, TensorViewMut};
 use crate::weights::{ExpertWeights, MoeWeights, view};
 use crate::workspace::{ExpertBuffers, LatentBuffers, PlanBuffers, RoutingBuffers, SharedBuffers, Workspace};
 
@@ -64,7 +64,7 @@ impl<T: AsView> MoeLayer<T> {
     /// [`Error::InvalidArgument`] naming the first field of the configuration or weight that does not fit.
     pub fn new(device: &Device, config: MoeConfig, weights: MoeWeights<T>) -> Result<Self> {
         config.validate()?;
-        weights.check(&config)?;
+        weights.check(device, &config)?;
         Ok(Self { device: device.clone(), config, weights, options: LayerOptions::default() })
     }
 
@@ -127,18 +127,18 @@ impl<T: AsView> MoeLayer<T> {
         workspace: &mut Workspace,
     ) -> Result<()> {
         let num_tokens = self.check_hidden_states(hidden_states, workspace)?;
-        let expected = Shape::from([num_tokens, self.config.router.top_k]);
-        for (name, tensor) in [("topk_ids", routing.topk_ids), ("topk_weights", routing.topk_weights)] {
-            if tensor.shape() != expected {
-                return Err(Error::invalid(name, format!("shape {expected}"), tensor.shape()));
-            }
-        }
+        let expected = [num_tokens, self.config.router.top_k];
+        let expect = Expect::on(&self.device);
+        expect.tensor("topk_ids", routing.topk_ids, expected, &[DType::U32])?;
+        expect.tensor("topk_weights", routing.topk_weights, expected, &[DType::F32])?;
         let Workspace { plan, routed, shared, latent, .. } = workspace;
         let buffers = Buffers { plan, routed, shared: shared.as_mut(), latent: latent.as_mut() };
         self.experts(hidden_states, routing, output, buffers)
     }
 
     fn check_hidden_states(&self, hidden_states: TensorView<'_>, workspace: &Workspace) -> Result<usize> {
+        Expect::on(&self.device).elements("hidden_states", hidden_states, FLOATS)?;
+        workspace.check(&self.config)?;
         match *hidden_states.dims() {
             [num_tokens, hidden_size]
                 if hidden_size == self.config.hidden_size && num_tokens <= workspace.max_tokens =>
@@ -195,7 +195,7 @@ impl<T: AsView> MoeLayer<T> {
         let top_k = config.router.top_k;
         let num_slots = hidden_states.dims()[0] * top_k;
         let topk_weights = routing.topk_weights.reshape([num_slots])?;
-        let (slot_scale, topk_weights) = match config.router.weights_on {
+        let (slot_scale, combine_weights) = match config.router.weights_on {
             WeightsOn::Output => (None, Some(topk_weights)),
             WeightsOn::Input => (Some(topk_weights), None),
         };
@@ -216,6 +216,7 @@ impl<T: AsView> MoeLayer<T> {
         let topk_ids = routing.topk_ids.reshape([num_slots])?;
         let zero_experts = (config.router.num_zero_experts > 0).then_some(ZeroExperts {
             topk_ids,
+            topk_weights,
             first: config.num_experts as u32,
             count: config.router.num_zero_experts as u32,
             hidden_states: input,
@@ -223,7 +224,7 @@ impl<T: AsView> MoeLayer<T> {
         let args = CombineArgs {
             expert_out,
             inv_permuted_idx: Some(plan.inv_permuted_idx),
-            topk_weights,
+            topk_weights: combine_weights,
             slots,
             zero_experts,
             shared,

@@ -1,7 +1,9 @@
 //! A layer's weights, owned or borrowed.
 
+use crate::backend::Device;
 use crate::config::{MoeConfig, WeightLayout};
 use crate::error::{Error, Result};
+use crate::ops::Expect;
 use crate::tensor::{AsView, DType, FLOATS, Shape, Tensor, TensorView};
 
 /// A layer's weights; `T` is [`Tensor`] where the layer owns them, [`TensorView`] where an engine does.
@@ -64,14 +66,15 @@ pub struct LatentWeights<T = Tensor> {
 }
 
 impl<T: AsView> MoeWeights<T> {
-    /// Checks shapes and types against a configuration, field by field.
-    pub(crate) fn check(&self, config: &MoeConfig) -> Result<()> {
+    /// Checks shapes, types and place against a configuration, field by field.
+    pub(crate) fn check(&self, device: &Device, config: &MoeConfig) -> Result<()> {
+        let check = Check(Expect::on(device));
         let hidden_size = config.hidden_size;
         if let Some(router) = &self.router {
             let choices = config.router.num_choices(config.num_experts);
-            check("router.weight", &router.weight, [choices, hidden_size], FLOATS)?;
-            check_bias("router.bias", &router.bias, [choices])?;
-            check_bias("router.selection_bias", &router.selection_bias, [choices])?;
+            check.weight("router.weight", &router.weight, [choices, hidden_size])?;
+            check.bias("router.bias", &router.bias, [choices])?;
+            check.bias("router.selection_bias", &router.selection_bias, [choices])?;
         }
         let stack = StackShape {
             num_experts: config.num_experts,
@@ -80,7 +83,7 @@ impl<T: AsView> MoeWeights<T> {
             intermediate_size: config.intermediate_size,
             weight_layout: config.weight_layout,
         };
-        self.experts.check("experts", &stack)?;
+        self.experts.check(&check, "experts", &stack)?;
         match (&config.shared, &self.shared) {
             (None, None) => {}
             (Some(shared), Some(weights)) => {
@@ -91,10 +94,10 @@ impl<T: AsView> MoeWeights<T> {
                     intermediate_size: shared.intermediate_size,
                     weight_layout: shared.weight_layout,
                 };
-                weights.experts.check("shared", &stack)?;
+                weights.experts.check(&check, "shared", &stack)?;
                 check_presence("shared.gate", shared.sigmoid_gate, weights.gate.is_some())?;
                 if let Some(gate) = &weights.gate {
-                    check("shared.gate", gate, [1, hidden_size], FLOATS)?;
+                    check.weight("shared.gate", gate, [1, hidden_size])?;
                 }
             }
             (expected, actual) => check_presence("shared", expected.is_some(), actual.is_some())?,
@@ -102,10 +105,10 @@ impl<T: AsView> MoeWeights<T> {
         match (config.latent_size, &self.latent) {
             (None, None) => Ok(()),
             (Some(latent_size), Some(latent)) => {
-                check("latent.down", &latent.down, [1, latent_size, hidden_size], FLOATS)?;
-                check_bias("latent.down_bias", &latent.down_bias, [1, latent_size])?;
-                check("latent.up", &latent.up, [1, hidden_size, latent_size], FLOATS)?;
-                check_bias("latent.up_bias", &latent.up_bias, [1, hidden_size])
+                check.weight("latent.down", &latent.down, [1, latent_size, hidden_size])?;
+                check.bias("latent.down_bias", &latent.down_bias, [1, latent_size])?;
+                check.weight("latent.up", &latent.up, [1, hidden_size, latent_size])?;
+                check.bias("latent.up_bias", &latent.up_bias, [1, hidden_size])
             }
             (expected, actual) => check_presence("latent", expected.is_some(), actual.is_some()),
         }
@@ -121,37 +124,35 @@ struct StackShape {
 }
 
 impl<T: AsView> ExpertWeights<T> {
-    fn check(&self, name: &str, shape: &StackShape) -> Result<()> {
+    fn check(&self, check: &Check<'_>, name: &str, shape: &StackShape) -> Result<()> {
         let &StackShape { num_experts, hidden_size, gate_up_size, intermediate_size, weight_layout } = shape;
         let gate_up = weight_layout.shape(num_experts, gate_up_size, hidden_size);
         let down = weight_layout.shape(num_experts, hidden_size, intermediate_size);
-        check(&format!("{name}.gate_up_proj"), &self.gate_up_proj, gate_up, FLOATS)?;
-        check(&format!("{name}.down_proj"), &self.down_proj, down, FLOATS)?;
-        check_bias(&format!("{name}.gate_up_bias"), &self.gate_up_bias, [num_experts, gate_up_size])?;
-        check_bias(&format!("{name}.down_bias"), &self.down_bias, [num_experts, hidden_size])
+        check.weight(&format!("{name}.gate_up_proj"), &self.gate_up_proj, gate_up)?;
+        check.weight(&format!("{name}.down_proj"), &self.down_proj, down)?;
+        check.bias(&format!("{name}.gate_up_bias"), &self.gate_up_bias, [num_experts, gate_up_size])?;
+        check.bias(&format!("{name}.down_bias"), &self.down_bias, [num_experts, hidden_size])
     }
 }
 
-fn check(name: &str, tensor: &impl AsView, shape: impl Into<Shape>, dtypes: &[DType]) -> Result<()> {
-    let (tensor, shape) = (tensor.as_view(), shape.into());
-    if tensor.shape() != shape {
-        return Err(Error::invalid(format!("weights.{name}"), format!("shape {shape}"), tensor.shape()));
-    }
-    if !dtypes.contains(&tensor.dtype()) {
-        return Err(Error::invalid(format!("weights.{name}"), DType::list(dtypes), tensor.dtype()));
-    }
-    Ok(())
-}
+struct Check<'d>(Expect<'d>);
 
-fn check_bias(name: &str, bias: &Option<impl AsView>, shape: impl Into<Shape>) -> Result<()> {
-    bias.as_ref().map_or(Ok(()), |bias| check(name, bias, shape, &[DType::F32]))
+impl Check<'_> {
+    fn weight(&self, name: &str, tensor: &impl AsView, shape: impl Into<Shape>) -> Result<()> {
+        self.0.tensor(&format!("weights.{name}"), tensor.as_view(), shape, FLOATS)
+    }
+
+    fn bias(&self, name: &str, bias: &Option<impl AsView>, shape: impl Into<Shape>) -> Result<()> {
+        let Some(bias) = bias else { return Ok(()) };
+        self.0.tensor(&format!("weights.{name}"), bias.as_view(), shape, &[DType::F32])
+    }
 }
 
 fn check_presence(name: &str, expected: bool, actual: bool) -> Result<()> {
-    let word = |present| if present { "weights" } else { "none" };
     if expected == actual {
         return Ok(());
     }
+    let word = |present| if present { "weights" } else { "none" };
     Err(Error::invalid(
         format!("weights.{name}"),
         format!("{}, as the configuration says", word(expected)),

@@ -10,6 +10,7 @@ use crate::tensor::{DType, Tensor};
 #[derive(Debug)]
 pub struct Workspace {
     pub(crate) max_tokens: usize,
+    sizes: Sizes,
     pub(crate) routing: RoutingBuffers,
     pub(crate) plan: PlanBuffers,
     pub(crate) routed: ExpertBuffers,
@@ -51,7 +52,42 @@ pub(crate) struct LatentBuffers {
     pub(crate) output: Tensor,
 }
 
+/// Everything of a configuration that a workspace's shapes depend on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Sizes {
+    num_experts: usize,
+    num_choices: usize,
+    top_k: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    latent_size: Option<usize>,
+    shared_intermediate_size: Option<usize>,
+}
+
+impl Sizes {
+    fn of(config: &MoeConfig) -> Self {
+        Self {
+            num_experts: config.num_experts,
+            num_choices: config.router.num_choices(config.num_experts),
+            top_k: config.router.top_k,
+            hidden_size: config.hidden_size,
+            intermediate_size: config.intermediate_size,
+            latent_size: config.latent_size,
+            shared_intermediate_size: config.shared.as_ref().map(|shared| shared.intermediate_size),
+        }
+    }
+}
+
 impl Workspace {
+    /// The workspace was made for a layer of these sizes.
+    pub(crate) fn check(&self, config: &MoeConfig) -> Result<()> {
+        let expected = Sizes::of(config);
+        if self.sizes == expected {
+            return Ok(());
+        }
+        Err(Error::invalid("workspace", format!("one made for {expected:?}"), format!("{:?}", self.sizes)))
+    }
+
     pub(crate) fn new(device: &Device, config: &MoeConfig, dtype: DType, max_tokens: usize) -> Result<Self> {
         let slots = max_tokens
             .checked_mul(config.router.top_k)
@@ -78,6 +114,7 @@ impl Workspace {
         };
         Ok(Self {
             max_tokens,
+            sizes: Sizes::of(config),
             routing: RoutingBuffers {
                 router_logits: zeros(DType::F32, [max_tokens, config.router.num_choices(config.num_experts)])?,
                 topk_ids: zeros(DType::U32, [max_tokens, config.router.top_k])?,

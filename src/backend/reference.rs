@@ -119,7 +119,8 @@ impl Backend for Reference {
         let zero = args.zero_experts.map(|zero| -> Result<_> {
             let ids: &[u32] = host::slice("topk_ids", zero.topk_ids)?;
             let is_zero: Vec<bool> = ids.iter().map(|&id| zero.contains(id)).collect();
-            Ok((is_zero, widen("hidden_states", zero.hidden_states)?))
+            let weights = widen("zero_experts.topk_weights", zero.topk_weights)?;
+            Ok((is_zero, weights, widen("hidden_states", zero.hidden_states)?))
         });
         let zero = zero.transpose()?;
         let shared = args.shared.map(|shared| -> Result<_> {
@@ -133,7 +134,11 @@ impl Backend for Reference {
             inv_permuted_idx,
             topk_weights: args.topk_weights.map(|w| widen("topk_weights", w)).transpose()?.as_deref(),
             token_offsets: &token_offsets,
-            zero_experts: zero.as_ref().map(|(is_zero, x)| (&is_zero[..], &x[..])),
+            zero_experts: zero.as_ref().map(|(is_zero, weights, hidden_states)| reference::Zero {
+                is_zero,
+                weights,
+                hidden_states,
+            }),
             shared: shared.as_ref().map(|(output, gate, scale)| reference::Shared {
                 output,
                 gate_logits: gate.as_deref(),

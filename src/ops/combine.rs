@@ -30,6 +30,8 @@ pub struct CombineArgs<'a> {
 pub struct ZeroExperts<'a> {
     /// `[S]` u32: the expert of each slot.
     pub topk_ids: TensorView<'a>,
+    /// `[S]` f32: their weights, wherever the other experts' are applied.
+    pub topk_weights: TensorView<'a>,
     /// Their ids: `first..first + count`.
     pub first: u32,
     /// How many there are.
@@ -62,7 +64,7 @@ pub struct SharedOutput<'a> {
 /// # Errors
 /// [`Error::InvalidArgument`] if a shape, type or memory does not fit.
 pub fn combine(device: &Device, args: CombineArgs<'_>) -> Result<()> {
-    let expect = Expect { device };
+    let expect = Expect::on(device);
     let [num_tokens, hidden_size] = dims("output", args.output.as_view())?;
     expect.elements("output", args.output.as_view(), FLOATS)?;
     let [rows, _] = dims("expert_out", args.expert_out)?;
@@ -79,6 +81,7 @@ pub fn combine(device: &Device, args: CombineArgs<'_>) -> Result<()> {
     }
     if let Some(zero) = args.zero_experts {
         expect.tensor("zero_experts.topk_ids", zero.topk_ids, [num_slots], &[DType::U32])?;
+        expect.tensor("zero_experts.topk_weights", zero.topk_weights, [num_slots], &[DType::F32])?;
         expect.tensor("zero_experts.hidden_states", zero.hidden_states, [num_tokens, hidden_size], FLOATS)?;
     }
     if let Some(shared) = args.shared {

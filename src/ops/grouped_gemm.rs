@@ -90,7 +90,7 @@ impl Epilogue {
 /// # Errors
 /// [`Error::InvalidArgument`] if a shape, type or memory does not fit.
 pub fn grouped_gemm(device: &Device, args: GroupedGemmArgs<'_>) -> Result<()> {
-    let expect = Expect { device };
+    let expect = Expect::on(device);
     let [input_rows, k] = dims("input", args.input)?;
     let [num_experts, d1, d2] = dims("weight", args.weight)?;
     let n = if args.weight_layout == WeightLayout::Nk { d1 } else { d2 };

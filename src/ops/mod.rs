@@ -20,13 +20,23 @@ use crate::plan::Slots;
 use crate::tensor::{DType, Data, Shape, TensorView};
 
 /// What an op asks of one of its tensors.
-struct Expect<'d> {
+pub(crate) struct Expect<'d> {
     device: &'d Device,
 }
 
-impl Expect<'_> {
+impl<'d> Expect<'d> {
+    pub(crate) fn on(device: &'d Device) -> Self {
+        Self { device }
+    }
+
     /// `tensor` lies on the device, and has this shape and one of these types.
-    fn tensor(&self, name: &str, tensor: TensorView<'_>, shape: impl Into<Shape>, dtypes: &[DType]) -> Result<()> {
+    pub(crate) fn tensor(
+        &self,
+        name: &str,
+        tensor: TensorView<'_>,
+        shape: impl Into<Shape>,
+        dtypes: &[DType],
+    ) -> Result<()> {
         let shape = shape.into();
         if tensor.shape() != shape {
             return Err(Error::invalid(name, format!("shape {shape}"), tensor.shape()));
@@ -35,7 +45,7 @@ impl Expect<'_> {
     }
 
     /// As [`Expect::tensor`], with the shape free.
-    fn elements(&self, name: &str, tensor: TensorView<'_>, dtypes: &[DType]) -> Result<()> {
+    pub(crate) fn elements(&self, name: &str, tensor: TensorView<'_>, dtypes: &[DType]) -> Result<()> {
         if !dtypes.contains(&tensor.dtype()) {
             return Err(Error::invalid(name, DType::list(dtypes), tensor.dtype()));
         }

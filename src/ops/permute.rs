@@ -20,7 +20,7 @@ pub struct PermuteArgs<'a> {
 /// # Errors
 /// [`Error::InvalidArgument`] if a shape, type or memory does not fit, or there are more than 2^31 slots.
 pub fn permute(device: &Device, args: PermuteArgs<'_>) -> Result<()> {
-    let expect = Expect { device };
+    let expect = Expect::on(device);
     expect.elements("topk_ids", args.topk_ids, &[DType::U32])?;
     let num_slots = args.topk_ids.shape().numel();
     if num_slots > MAX_SLOTS {

@@ -28,7 +28,7 @@ pub struct RouteArgs<'a> {
 /// # Errors
 /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if the rule, a shape, type or memory does not fit.
 pub fn route(device: &Device, args: RouteArgs<'_>) -> Result<()> {
-    let expect = Expect { device };
+    let expect = Expect::on(device);
     let [num_tokens, num_choices] = dims("router_logits", args.router_logits)?;
     let num_experts = num_choices.saturating_sub(args.config.num_zero_experts);
     args.config.validate(num_experts)?;

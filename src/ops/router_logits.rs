@@ -25,7 +25,7 @@ pub struct RouterLogitsArgs<'a> {
 /// # Errors
 /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if a shape, type or memory does not fit.
 pub fn router_logits(device: &Device, args: RouterLogitsArgs<'_>) -> Result<()> {
-    let expect = Expect { device };
+    let expect = Expect::on(device);
     let [num_tokens, hidden_size] = dims("hidden_states", args.hidden_states)?;
     let [num_experts, _] = dims("weight", args.weight)?;
     expect.elements("hidden_states", args.hidden_states, FLOATS)?;

@@ -15,10 +15,21 @@ pub struct Combine<'a> {
     pub topk_weights: Option<&'a [f64]>,
     /// `[T + 1]`: where each token's slots start.
     pub token_offsets: &'a [u32],
-    /// `[S]` whether a slot's expert is an identity expert, and `[T, H]` what it returns.
-    pub zero_experts: Option<(&'a [bool], &'a [f64])>,
+    /// The identity experts' part.
+    pub zero_experts: Option<Zero<'a>>,
     /// The shared expert's part.
     pub shared: Option<Shared<'a>>,
+}
+
+/// The identity experts' part of a [`Combine`].
+#[derive(Clone, Debug)]
+pub struct Zero<'a> {
+    /// `[S]`: whether a slot's expert is one.
+    pub is_zero: &'a [bool],
+    /// `[S]`.
+    pub weights: &'a [f64],
+    /// `[T, H]`: what they return.
+    pub hidden_states: &'a [f64],
 }
 
 /// The shared expert's part of a [`Combine`].
@@ -38,9 +49,7 @@ pub fn combine(op: &Combine<'_>) -> Vec<f64> {
     for (token, slots) in op.token_offsets.windows(2).enumerate() {
         for h in 0..op.hidden_size {
             let at = token * op.hidden_size + h;
-            let routed: f64 = (slots[0] as usize..slots[1] as usize)
-                .map(|slot| op.topk_weights.map_or(1.0, |w| w[slot]) * slot_value(op, slot, token, h))
-                .sum();
+            let routed: f64 = (slots[0] as usize..slots[1] as usize).map(|slot| slot_value(op, slot, token, h)).sum();
             let shared = op.shared.as_ref().map_or(0.0, |shared| {
                 let gate = shared.gate_logits.map_or(1.0, |logits| 1.0 / (1.0 + (-logits[token]).exp()));
                 shared.scale * gate * shared.output[at]
@@ -52,13 +61,13 @@ pub fn combine(op: &Combine<'_>) -> Vec<f64> {
 }
 
 fn slot_value(op: &Combine<'_>, slot: usize, token: usize, h: usize) -> f64 {
-    if let Some((is_zero, hidden_states)) = op.zero_experts
-        && is_zero[slot]
+    if let Some(zero) = &op.zero_experts
+        && zero.is_zero[slot]
     {
-        return hidden_states[token * op.hidden_size + h];
+        return zero.weights[slot] * zero.hidden_states[token * op.hidden_size + h];
     }
     match op.inv_permuted_idx[slot] {
         MASKED => 0.0,
-        row => op.expert_out[row as usize * op.hidden_size + h],
+        row => op.topk_weights.map_or(1.0, |w| w[slot]) * op.expert_out[row as usize * op.hidden_size + h],
     }
 }

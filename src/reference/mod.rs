@@ -9,7 +9,7 @@ mod permute;
 mod route;
 mod router_logits;
 
-pub use combine::{Combine, Shared, combine};
+pub use combine::{Combine, Shared, Zero, combine};
 pub use grouped_gemm::{GroupedGemm, activate, grouped_gemm};
 pub use layer::{Experts, Layer, LayerOutput, Linear, SharedExpert, moe_layer};
 pub use permute::{Plan, permute};

@@ -22,9 +22,17 @@ struct Combine<'a> {
     inv_permuted_idx: Option<&'a [u32]>,
     topk_weights: Option<&'a [f32]>,
     slots: SlotTokens<'a>,
-    zero_experts: Option<(&'a [u32], ZeroExperts<'a>, Floats<'a>)>,
+    zero_experts: Option<Zero<'a>>,
     shared: Option<Shared<'a>>,
     hidden_size: usize,
+}
+
+/// [`ZeroExperts`] as slices.
+struct Zero<'a> {
+    experts: ZeroExperts<'a>,
+    topk_ids: &'a [u32],
+    topk_weights: &'a [f32],
+    hidden_states: Floats<'a>,
 }
 
 /// [`SharedOutput`](crate::ops::SharedOutput) as slices.
@@ -43,9 +51,12 @@ pub(super) fn combine(mut args: CombineArgs<'_>) -> Result<()> {
         check_rows("inv_permuted_idx", inv_permuted_idx, args.expert_out.dims()[0])?;
     }
     let zero_experts = match args.zero_experts {
-        Some(zero) => {
-            Some((slice("topk_ids", zero.topk_ids)?, zero, Floats::new("hidden_states", zero.hidden_states)?))
-        }
+        Some(experts) => Some(Zero {
+            topk_ids: slice("zero_experts.topk_ids", experts.topk_ids)?,
+            topk_weights: slice("zero_experts.topk_weights", experts.topk_weights)?,
+            hidden_states: Floats::new("zero_experts.hidden_states", experts.hidden_states)?,
+            experts,
+        }),
         None => None,
     };
     let shared = match args.shared {
@@ -100,13 +111,13 @@ impl Combine<'_> {
     fn sum_block(&self, token: usize, start: usize, sum: &mut [f32]) {
         let at = |row: usize| row * self.hidden_size + start;
         for slot in self.slots.of_token(token) {
-            let weight = self.topk_weights.map_or(1.0, |weights| weights[slot]);
-            if let Some((ids, zero, hidden_states)) = &self.zero_experts
-                && zero.contains(ids[slot])
+            if let Some(zero) = &self.zero_experts
+                && zero.experts.contains(zero.topk_ids[slot])
             {
-                hidden_states.add_scaled(at(token), weight, sum);
+                zero.hidden_states.add_scaled(at(token), zero.topk_weights[slot], sum);
                 continue;
             }
+            let weight = self.topk_weights.map_or(1.0, |weights| weights[slot]);
             match self.inv_permuted_idx.map_or(slot as u32, |rows| rows[slot]) {
                 MASKED => {}
                 row => self.expert_out.add_scaled(at(row as usize), weight, sum),

@@ -1,0 +1,296 @@
+//! Borrowed tensors.
+
+use std::ops::Range;
+
+use super::types::{DType, Element, Shape};
+use super::{DeviceBuffer, Tensor};
+use crate::backend::Device;
+use crate::error::{Error, Result};
+
+/// Where a borrowed tensor's elements lie.
+#[derive(Clone, Copy, Debug)]
+pub enum Data<'a> {
+    /// Host memory, aligned for the element type.
+    Host(&'a [u8]),
+    /// Device memory from `byte_offset` on.
+    Device {
+        /// The allocation.
+        buffer: &'a dyn DeviceBuffer,
+        /// Where the tensor starts in it.
+        byte_offset: usize,
+    },
+}
+
+/// Where a mutably borrowed tensor's elements lie.
+#[derive(Debug)]
+pub enum DataMut<'a> {
+    /// Host memory, aligned for the element type.
+    Host(&'a mut [u8]),
+    /// Device memory from `byte_offset` on. The `&mut` of the view is what makes it exclusive.
+    Device {
+        /// The allocation.
+        buffer: &'a dyn DeviceBuffer,
+        /// Where the tensor starts in it.
+        byte_offset: usize,
+    },
+}
+
+/// A dense row-major tensor, borrowed to be read.
+#[derive(Clone, Copy, Debug)]
+pub struct TensorView<'a> {
+    pub(super) data: Data<'a>,
+    pub(super) dtype: DType,
+    pub(super) shape: Shape,
+}
+
+/// A dense row-major tensor, borrowed to be written.
+#[derive(Debug)]
+pub struct TensorViewMut<'a> {
+    pub(super) data: DataMut<'a>,
+    pub(super) dtype: DType,
+    pub(super) shape: Shape,
+}
+
+/// Anything that can be read as a tensor: an owned [`Tensor`], or a [`TensorView`] itself.
+pub trait AsView {
+    /// The whole tensor.
+    fn as_view(&self) -> TensorView<'_>;
+}
+
+impl AsView for Tensor {
+    fn as_view(&self) -> TensorView<'_> {
+        self.view()
+    }
+}
+
+impl AsView for TensorView<'_> {
+    fn as_view(&self) -> TensorView<'_> {
+        *self
+    }
+}
+
+impl<'a> TensorView<'a> {
+    /// Host memory as a tensor, without a copy.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if `values` is not as long as `shape` says.
+    pub fn from_slice<T: Element>(values: &'a [T], shape: impl Into<Shape>) -> Result<Self> {
+        Self::from_bytes(bytemuck::cast_slice(values), T::DTYPE, shape)
+    }
+
+    /// Raw host memory as a tensor, without a copy.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if the bytes are not as many as the shape says or not aligned for the type.
+    pub fn from_bytes(bytes: &'a [u8], dtype: DType, shape: impl Into<Shape>) -> Result<Self> {
+        let shape = shape.into();
+        check_host_bytes(bytes, dtype, shape)?;
+        Ok(Self { data: Data::Host(bytes), dtype, shape })
+    }
+
+    /// Device memory as a tensor, without a copy: the way in for memory that an engine owns.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if the size overflows. That the memory is as large as the shape says is the promise
+    /// of whoever made `buffer`.
+    pub fn from_device(
+        buffer: &'a dyn DeviceBuffer,
+        byte_offset: usize,
+        dtype: DType,
+        shape: impl Into<Shape>,
+    ) -> Result<Self> {
+        let shape = shape.into();
+        shape.byte_len(dtype)?;
+        Ok(Self { data: Data::Device { buffer, byte_offset }, dtype, shape })
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The extents.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// The extents as a slice.
+    pub fn dims(&self) -> &[usize] {
+        self.shape.dims()
+    }
+
+    /// Where the elements lie.
+    pub fn data(&self) -> Data<'a> {
+        self.data
+    }
+
+    /// The elements `range` of the outermost dimension.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if the range is outside the tensor.
+    pub fn slice(&self, range: Range<usize>) -> Result<Self> {
+        let (start, len, shape) = slice_outermost(self.dtype, self.shape, range)?;
+        let data = match self.data {
+            Data::Host(bytes) => Data::Host(&bytes[start..start + len]),
+            Data::Device { buffer, byte_offset } => Data::Device { buffer, byte_offset: byte_offset + start },
+        };
+        Ok(Self { data, dtype: self.dtype, shape })
+    }
+
+    /// The same elements in another shape.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if the shape has another number of elements.
+    pub fn reshape(self, shape: impl Into<Shape>) -> Result<Self> {
+        let shape = shape.into();
+        if shape.checked_numel() != Some(self.shape.numel()) {
+            return Err(Error::invalid("shape", format!("{} elements", self.shape.numel()), shape));
+        }
+        Ok(Self { shape, ..self })
+    }
+
+    /// The elements of a host tensor; `None` on a device or for another type.
+    pub fn as_slice<T: Element>(&self) -> Option<&'a [T]> {
+        match self.data {
+            Data::Host(bytes) if T::DTYPE == self.dtype => Some(bytemuck::cast_slice(bytes)),
+            _ => None,
+        }
+    }
+
+    /// The elements, copied to the host; waits for the device.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if `T` is not the element type, [`Error::Device`] if the device fails.
+    pub fn to_vec<T: Element>(&self, device: &Device) -> Result<Vec<T>> {
+        if T::DTYPE != self.dtype {
+            return Err(Error::invalid("element type", self.dtype, T::DTYPE));
+        }
+        let mut values = vec![T::zeroed(); self.shape.numel()];
+        device.backend().read(*self, bytemuck::cast_slice_mut(&mut values))?;
+        Ok(values)
+    }
+
+    pub(super) fn prefix(self, shape: Shape) -> Self {
+        let data = match self.data {
+            Data::Host(bytes) => Data::Host(&bytes[..shape.numel() * self.dtype.size()]),
+            device => device,
+        };
+        Self { data, dtype: self.dtype, shape }
+    }
+
+    pub(crate) fn host_bytes(&self, argument: &str) -> Result<&'a [u8]> {
+        match self.data {
+            Data::Host(bytes) => Ok(bytes),
+            Data::Device { .. } => Err(Error::invalid(argument, "host memory", "device memory")),
+        }
+    }
+}
+
+impl<'a> TensorViewMut<'a> {
+    /// Host memory as a tensor to write to.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if `values` is not as long as `shape` says.
+    pub fn from_slice<T: Element>(values: &'a mut [T], shape: impl Into<Shape>) -> Result<Self> {
+        let shape = shape.into();
+        let bytes = bytemuck::cast_slice_mut(values);
+        check_host_bytes(bytes, T::DTYPE, shape)?;
+        Ok(Self { data: DataMut::Host(bytes), dtype: T::DTYPE, shape })
+    }
+
+    /// Device memory as a tensor to write to; see [`TensorView::from_device`].
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if the size overflows.
+    pub fn from_device(
+        buffer: &'a mut dyn DeviceBuffer,
+        byte_offset: usize,
+        dtype: DType,
+        shape: impl Into<Shape>,
+    ) -> Result<Self> {
+        let shape = shape.into();
+        shape.byte_len(dtype)?;
+        Ok(Self { data: DataMut::Device { buffer, byte_offset }, dtype, shape })
+    }
+
+    /// The same memory, borrowed for less long.
+    pub fn reborrow(&mut self) -> TensorViewMut<'_> {
+        let data = match &mut self.data {
+            DataMut::Host(bytes) => DataMut::Host(bytes),
+            DataMut::Device { buffer, byte_offset } => DataMut::Device { buffer: *buffer, byte_offset: *byte_offset },
+        };
+        TensorViewMut { data, dtype: self.dtype, shape: self.shape }
+    }
+
+    /// The same memory, to be read.
+    pub fn as_view(&self) -> TensorView<'_> {
+        let data = match &self.data {
+            DataMut::Host(bytes) => Data::Host(bytes),
+            DataMut::Device { buffer, byte_offset } => Data::Device { buffer: *buffer, byte_offset: *byte_offset },
+        };
+        TensorView { data, dtype: self.dtype, shape: self.shape }
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The extents.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// The extents as a slice.
+    pub fn dims(&self) -> &[usize] {
+        self.shape.dims()
+    }
+
+    /// Where the elements lie.
+    pub fn data(self) -> DataMut<'a> {
+        self.data
+    }
+
+    /// The elements of a host tensor; `None` on a device or for another type.
+    pub fn as_mut_slice<T: Element>(&mut self) -> Option<&mut [T]> {
+        match &mut self.data {
+            DataMut::Host(bytes) if T::DTYPE == self.dtype => Some(bytemuck::cast_slice_mut(bytes)),
+            _ => None,
+        }
+    }
+
+    pub(super) fn prefix(self, shape: Shape) -> Self {
+        let data = match self.data {
+            DataMut::Host(bytes) => DataMut::Host(&mut bytes[..shape.numel() * self.dtype.size()]),
+            device => device,
+        };
+        Self { data, dtype: self.dtype, shape }
+    }
+}
+
+fn check_host_bytes(bytes: &[u8], dtype: DType, shape: Shape) -> Result<()> {
+    let expected = shape.byte_len(dtype)?;
+    if bytes.len() != expected {
+        return Err(Error::invalid(
+            "data",
+            format!("{expected} bytes for {dtype} {shape}"),
+            format!("{} bytes", bytes.len()),
+        ));
+    }
+    if !bytes.is_empty() && !bytes.as_ptr().addr().is_multiple_of(dtype.size()) {
+        return Err(Error::invalid("data", format!("alignment for {dtype}"), "an unaligned address"));
+    }
+    Ok(())
+}
+
+/// Byte start, byte length and shape of `range` of the outermost dimension.
+fn slice_outermost(dtype: DType, shape: Shape, range: Range<usize>) -> Result<(usize, usize, Shape)> {
+    let outermost = shape.dims()[0];
+    if range.start > range.end || range.end > outermost {
+        return Err(Error::invalid("range", format!("within 0..{outermost}"), format!("{range:?}")));
+    }
+    let stride = shape.dims()[1..].iter().product::<usize>() * dtype.size();
+    let mut sliced = shape;
+    sliced.dims[0] = range.len();
+    Ok((range.start * stride, range.len() * stride, sliced))
+}
