@@ -152,6 +152,8 @@ impl<'a> TensorView<'a> {
     /// The elements of a host tensor; `None` on a device or for another type.
     pub fn as_slice<T: Element>(&self) -> Option<&'a [T]> {
         match self.data {
+            // Even an empty slice would have to be aligned for the cast.
+            Data::Host([]) if T::DTYPE == self.dtype => Some(&[]),
             Data::Host(bytes) if T::DTYPE == self.dtype => Some(bytemuck::cast_slice(bytes)),
             _ => None,
         }
@@ -254,6 +256,7 @@ impl<'a> TensorViewMut<'a> {
     /// The elements of a host tensor; `None` on a device or for another type.
     pub fn as_mut_slice<T: Element>(&mut self) -> Option<&mut [T]> {
         match &mut self.data {
+            DataMut::Host([]) if T::DTYPE == self.dtype => Some(&mut []),
             DataMut::Host(bytes) if T::DTYPE == self.dtype => Some(bytemuck::cast_slice_mut(bytes)),
             _ => None,
         }
@@ -293,4 +296,42 @@ fn slice_outermost(dtype: DType, shape: Shape, range: Range<usize>) -> Result<(u
     let mut sliced = shape;
     sliced.dims[0] = range.len();
     Ok((range.start * stride, range.len() * stride, sliced))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_view_needs_no_alignment() {
+        let bytes = [0u8; 8];
+        let unaligned = &bytes[usize::from(bytes.as_ptr().addr().is_multiple_of(4))..][..0];
+        let view = TensorView::from_bytes(unaligned, DType::F32, [0, 3]).unwrap();
+        assert_eq!(view.as_slice::<f32>(), Some(&[][..]));
+    }
+
+    #[test]
+    fn host_bytes_must_be_as_many_and_aligned() {
+        let bytes = [0u64; 2];
+        let bytes: &[u8] = bytemuck::cast_slice(&bytes);
+        assert!(TensorView::from_bytes(&bytes[..8], DType::F32, [2]).is_ok());
+        assert!(matches!(
+            TensorView::from_bytes(&bytes[..8], DType::F32, [3]),
+            Err(Error::InvalidArgument { argument, .. }) if argument == "data"
+        ));
+        assert!(matches!(
+            TensorView::from_bytes(&bytes[1..9], DType::F32, [2]),
+            Err(Error::InvalidArgument { argument, .. }) if argument == "data"
+        ));
+        assert!(TensorView::from_bytes(bytes, DType::F32, [usize::MAX, 8]).is_err());
+    }
+
+    #[test]
+    fn a_slice_is_of_the_outermost_dimension() {
+        let values = [0f32, 1., 2., 3., 4., 5.];
+        let view = TensorView::from_slice(&values, [3, 2]).unwrap();
+        let rows = view.slice(1..3).unwrap();
+        assert_eq!((rows.dims(), rows.as_slice::<f32>()), (&[2, 2][..], Some(&values[2..])));
+        assert!(view.slice(2..4).is_err());
+    }
 }
