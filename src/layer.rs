@@ -4,8 +4,8 @@ use crate::backend::Device;
 use crate::config::{MoeConfig, WeightLayout};
 use crate::error::{Error, Result};
 use crate::ops::{
-    CombineArgs, Epilogue, Expect, GroupedGemmArgs, InputRows, PermuteArgs, RouteArgs, RouterLogitsArgs, SharedOutput,
-    ZeroExperts, combine, grouped_gemm, permute, route, router_logits,
+    CombineArgs, Epilogue, Expect, GroupedGemmArgs, InputRows, PermuteArgs, RouteArgs, RouteInputs, RouterLogitsArgs,
+    SharedOutput, ZeroExperts, combine, grouped_gemm, permute, route, router_logits,
 };
 use crate::plan::{PermutePlan, PermutePlanMut, Slots};
 use crate::routing::WeightsOn;
@@ -176,6 +176,7 @@ impl<T: AsView> MoeLayer<T> {
                 config: &self.config.router,
                 router_logits: buffers.router_logits.prefix([num_tokens, choices]),
                 selection_bias: view(&router.selection_bias),
+                inputs: RouteInputs::default(),
                 topk_ids: buffers.topk_ids.prefix_mut(shape)?,
                 topk_weights: buffers.topk_weights.prefix_mut(shape)?,
             },

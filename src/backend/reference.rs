@@ -58,12 +58,13 @@ impl Backend for Reference {
     }
 
     fn route(&self, mut args: RouteArgs<'_>) -> Result<()> {
-        let routing = reference::route(
-            args.config,
-            &widen("router_logits", args.router_logits)?,
-            args.router_logits.dims()[1],
-            args.selection_bias.map(|bias| widen("selection_bias", bias)).transpose()?.as_deref(),
-        );
+        let routing = reference::route(&reference::Route {
+            config: args.config,
+            router_logits: &widen("router_logits", args.router_logits)?,
+            num_choices: args.router_logits.dims()[1],
+            selection_bias: args.selection_bias.map(|bias| widen("selection_bias", bias)).transpose()?.as_deref(),
+            tokens_per_sequence: args.inputs.tokens_per_sequence,
+        });
         host::slice_mut("topk_ids", &mut args.topk_ids)?.copy_from_slice(&routing.topk_ids);
         store(&mut args.topk_weights, &routing.topk_weights)
     }

@@ -11,7 +11,7 @@ mod router_logits;
 pub use combine::{CombineArgs, SharedOutput, ZeroExperts, combine};
 pub use grouped_gemm::{Epilogue, GroupedGemmArgs, InputRows, grouped_gemm};
 pub use permute::{PermuteArgs, permute};
-pub use route::{RouteArgs, route};
+pub use route::{RouteArgs, RouteInputs, route};
 pub use router_logits::{RouterLogitsArgs, router_logits};
 
 use crate::backend::Device;

@@ -1,6 +1,6 @@
 //! The oracle of the whole layer: a sum per token, with no permutation in it.
 
-use super::{GroupedGemm, Routing, grouped_gemm, route, router_logits};
+use super::{GroupedGemm, Route, Routing, grouped_gemm, route, router_logits};
 use crate::config::{MoeConfig, WeightLayout};
 use crate::ops::Epilogue;
 use crate::routing::WeightsOn;
@@ -64,7 +64,13 @@ pub fn moe_layer(layer: &Layer<'_>, hidden_states: &[f64], routing: Option<Routi
     let routing = routing.unwrap_or_else(|| {
         let logits =
             router_logits(hidden_states, &layer.router.weight, layer.router.bias.as_deref(), config.hidden_size);
-        route(&config.router, &logits, config.router.num_choices(config.num_experts), layer.selection_bias.as_deref())
+        route(&Route {
+            config: &config.router,
+            router_logits: &logits,
+            num_choices: config.router.num_choices(config.num_experts),
+            selection_bias: layer.selection_bias.as_deref(),
+            tokens_per_sequence: None,
+        })
     });
     let k = config.router.top_k;
     let mut output = Vec::new();

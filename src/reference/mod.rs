@@ -7,11 +7,12 @@ mod grouped_gemm;
 mod layer;
 mod permute;
 mod route;
+mod route_capacity;
 mod router_logits;
 
 pub use combine::{Combine, Shared, Zero, combine};
 pub use grouped_gemm::{GroupedGemm, activate, grouped_gemm};
 pub use layer::{Experts, Layer, LayerOutput, Linear, SharedExpert, moe_layer};
 pub use permute::{Plan, permute};
-pub use route::{Routing, route};
+pub use route::{Route, Routing, route};
 pub use router_logits::router_logits;

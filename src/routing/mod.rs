@@ -1,13 +1,27 @@
 //! How tokens choose experts: every rule as plain data.
 //!
-//! The rule of a token-choice router, per token, all in f32 (f64 in the reference):
+//! [`RouterConfig`] is one pipeline, and each system of the literature is a setting of it. Per token, in f32 (f64 in
+//! the reference):
 //!
-//! 1. `scores = score(router_logits)` over all experts, zero experts included;
-//! 2. `choice = scores + selection_bias` — the bias picks and never weighs (DeepSeek-V3);
-//! 3. with groups, every expert outside the best `topk_groups` groups leaves the choice (−inf);
-//! 4. `topk_ids` = the `top_k` largest of `choice`, largest first, ties to the lowest id, NaN below everything;
-//! 5. `topk_weights = weight(ids)`, from scores or from the chosen logits;
-//! 6. renormalised to sum 1 if asked, then times `scaling_factor`.
+//! 1. `logits` = `router_logits`, ±inf brought to ±`f32::MAX`, then [`logit_clip`](RouterConfig::logit_clip) and
+//!    [`logit_softcap`](RouterConfig::logit_softcap);
+//! 2. `scores` = [`score`](RouterConfig::score)`(logits)` over all experts, zero experts included; a NaN scores 0;
+//! 3. `choice = scores + selection_bias`: the bias picks and never weighs (DeepSeek-V3). A NaN is below everything.
+//!    Without a bias the choice is made on the logits themselves, as every score grows with its logit;
+//! 4. with [`groups`](RouterConfig::groups), every expert outside the best groups leaves the choice;
+//! 5. [`selection`](RouterConfig::selection) picks `top_k` experts: the largest of `choice`, largest first, ties to
+//!    the lowest id, or by a rule of its own;
+//! 6. [`capacity`](RouterConfig::capacity) drops slots or sends them on; a dropped slot has the id [`MASKED`] and the
+//!    weight 0;
+//! 7. [`weight`](RouterConfig::weight) weighs the picked experts, from scores or from their logits;
+//! 8. [`renormalize`](RouterConfig::renormalize) divides by the token's sum, then `scaling_factor` multiplies. A
+//!    weight that is not finite becomes 0.
+
+mod capacity;
+mod rules;
+
+pub use capacity::{Capacity, CapacityLimit, CapacityOrder, Overflow};
+pub use rules::{GroupLimit, GroupScore, Renormalize, ScoreFunction, Selection, WeightFunction, WeightsOn};
 
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +31,19 @@ use crate::error::{Error, Result};
 pub const MASKED: u32 = u32::MAX;
 
 /// How tokens choose experts.
+///
+/// As JSON, only `top_k` and `score` must be there; unknown fields are refused:
+///
+/// ```
+/// let config: fused_moe::routing::RouterConfig = serde_json::from_str(r#"{
+///     "top_k": 8,
+///     "score": "sigmoid",
+///     "groups": { "num_groups": 8, "topk_groups": 4, "score": "sum_top2" },
+///     "renormalize": { "add": 1e-20 },
+///     "scaling_factor": 2.5
+/// }"#).unwrap();
+/// assert!(config.validate(256).is_ok());
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RouterConfig {
@@ -27,6 +54,12 @@ pub struct RouterConfig {
     /// Where the weights of the chosen experts come from.
     #[serde(default)]
     pub weight: WeightFunction,
+    /// Clamps the logits to `±logit_clip` (ST-MoE, appendix: clipping as a way to stability).
+    #[serde(default)]
+    pub logit_clip: Option<f32>,
+    /// `c·tanh(logit / c)` (Laguna `moe_router_logit_softcapping`).
+    #[serde(default)]
+    pub logit_softcap: Option<f32>,
     /// Restricts a token to its best groups of experts (DeepSeek-V2/V3).
     #[serde(default)]
     pub groups: Option<GroupLimit>,
@@ -45,89 +78,13 @@ pub struct RouterConfig {
     /// The way the k experts are picked.
     #[serde(default)]
     pub selection: Selection,
+    /// How many slots an expert takes, and what becomes of the others.
+    #[serde(default)]
+    pub capacity: Option<Capacity>,
 }
 
 fn one() -> f32 {
     1.0
-}
-
-/// Logits to scores.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ScoreFunction {
-    /// The logits themselves.
-    Logit,
-    /// Softmax over all experts.
-    Softmax,
-    /// Sigmoid of each logit (DeepSeek-V3).
-    Sigmoid,
-    /// `sqrt(softplus(logit))` (DeepSeek-V4).
-    SqrtSoftplus,
-}
-
-/// Where the weights of the chosen experts come from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum WeightFunction {
-    /// The scores, without the selection bias.
-    #[default]
-    Score,
-    /// Softmax over the chosen logits only (Granite, gpt-oss).
-    SoftmaxOverSelected,
-    /// Sigmoid of the chosen logits (Llama 4).
-    Sigmoid,
-}
-
-/// Limits a token to its best groups: experts `g·E/n .. (g+1)·E/n` are group `g`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct GroupLimit {
-    /// Groups the experts are cut into; divides the number of experts.
-    pub num_groups: usize,
-    /// Groups a token may use.
-    pub topk_groups: usize,
-    /// What ranks a group.
-    pub score: GroupScore,
-}
-
-/// What ranks a group of experts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum GroupScore {
-    /// Its best choice score (DeepSeek-V2 `group_limited_greedy`).
-    Max,
-    /// The sum of its two best (DeepSeek-V3 `noaux_tc`).
-    SumTop2,
-}
-
-/// The denominator of renormalised weights: `max(sum + add, min)`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Renormalize {
-    /// Added to the sum (DeepSeek-V3: 1e-20).
-    pub add: f32,
-    /// Lower bound of the sum (ERNIE 4.5 `norm_min`: 1e-12).
-    pub min: f32,
-}
-
-/// Whether a weight scales its expert's output or its input.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum WeightsOn {
-    /// `Σ w·expert(x)`.
-    #[default]
-    Output,
-    /// `Σ expert(w·x)` (Llama 4).
-    Input,
-}
-
-/// The way the k experts are picked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Selection {
-    /// The k largest of the choice scores.
-    #[default]
-    TopK,
 }
 
 impl RouterConfig {
@@ -137,12 +94,15 @@ impl RouterConfig {
             top_k,
             score: ScoreFunction::Softmax,
             weight: WeightFunction::Score,
+            logit_clip: None,
+            logit_softcap: None,
             groups: None,
             renormalize: None,
             scaling_factor: 1.0,
             weights_on: WeightsOn::Output,
             num_zero_experts: 0,
             selection: Selection::TopK,
+            capacity: None,
         }
     }
 
@@ -165,21 +125,34 @@ impl RouterConfig {
         if self.top_k == 0 || self.top_k > choices {
             return Err(Error::invalid("router.top_k", format!("1 to {choices}"), self.top_k));
         }
-        if let Some(GroupLimit { num_groups, topk_groups, .. }) = self.groups {
-            if num_groups == 0 || !choices.is_multiple_of(num_groups) {
-                return Err(Error::invalid("router.groups.num_groups", format!("a divisor of {choices}"), num_groups));
-            }
-            let enough = self.top_k.div_ceil(choices / num_groups);
-            if !(enough..=num_groups).contains(&topk_groups) {
-                return Err(Error::invalid(
-                    "router.groups.topk_groups",
-                    format!("{enough} to {num_groups}"),
-                    topk_groups,
-                ));
-            }
-        }
         if !self.scaling_factor.is_finite() {
             return Err(Error::invalid("router.scaling_factor", "a finite number", self.scaling_factor));
+        }
+        for (name, limit) in [("logit_clip", self.logit_clip), ("logit_softcap", self.logit_softcap)] {
+            if limit.is_some_and(|c| !(c.is_finite() && c > 0.0)) {
+                return Err(Error::invalid(format!("router.{name}"), "a finite number > 0", format!("{limit:?}")));
+            }
+        }
+        if let Some(groups) = &self.groups {
+            groups.validate(self.top_k, choices)?;
+        }
+        if let Some(renormalize) = &self.renormalize {
+            renormalize.validate()?;
+        }
+        self.validate_selection()?;
+        self.capacity.as_ref().map_or(Ok(()), Capacity::validate)
+    }
+
+    fn validate_selection(&self) -> Result<()> {
+        let Selection::SparseMixer { jitter } = self.selection else { return Ok(()) };
+        if self.top_k != 2 {
+            return Err(Error::invalid("router.top_k", "2 with selection sparse_mixer", self.top_k));
+        }
+        if self.groups.is_some() || self.capacity.is_some() {
+            return Err(Error::invalid("router.selection", "no groups and no capacity with sparse_mixer", "both"));
+        }
+        if !(jitter.is_finite() && jitter >= 0.0) {
+            return Err(Error::invalid("router.selection.sparse_mixer.jitter", "a finite number ≥ 0", jitter));
         }
         Ok(())
     }

@@ -1,0 +1,111 @@
+//! From picked experts to weights.
+
+use super::Rule;
+use super::math::{clamp, exp_nonpositive, max, sigmoid, sqrt_softplus};
+use crate::routing::{MASKED, RouterConfig, ScoreFunction, Selection, WeightFunction};
+
+/// A token's softmax over all experts: `e^(logit − max) · inv_sum`.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Softmax {
+    pub(super) max: f32,
+    pub(super) inv_sum: f32,
+}
+
+/// What makes the weights of a token's experts comparable: a softmax over them, and the sum they are divided by.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Basis {
+    softmax: Softmax,
+    factor: f32,
+}
+
+/// The logit by which a token is routed.
+#[inline(always)]
+pub(super) fn transform(config: &RouterConfig, logit: f32) -> f32 {
+    let x = clamp(logit, config.logit_clip.unwrap_or(f32::MAX));
+    match config.logit_softcap {
+        Some(c) => c * (x / c).tanh(),
+        None => x,
+    }
+}
+
+/// A score; of a NaN, 0.
+pub(super) fn score(rule: &Rule<'_>, logit: f32, softmax: &Softmax) -> f32 {
+    if logit.is_nan() {
+        return 0.0;
+    }
+    match rule.config.score {
+        ScoreFunction::Logit => logit,
+        ScoreFunction::Softmax => exp_nonpositive(logit - softmax.max) * softmax.inv_sum,
+        ScoreFunction::Sigmoid => sigmoid(logit),
+        ScoreFunction::SqrtSoftplus => sqrt_softplus(logit),
+    }
+}
+
+impl Basis {
+    /// Over the experts `ids`, masked ones left out.
+    pub(super) fn of(rule: &Rule<'_>, row: &[f32], softmax: &Softmax, ids: &[u32]) -> Self {
+        let config = rule.config;
+        let mut basis =
+            Self { softmax: Softmax { max: f32::NEG_INFINITY, inv_sum: 1.0 }, factor: config.scaling_factor };
+        if config.weight == WeightFunction::SoftmaxOverSelected {
+            let logits = || ids.iter().filter(|&&id| id != MASKED).map(|&id| transform(config, row[id as usize]));
+            let max = logits().fold(f32::NEG_INFINITY, |a, b| max(b, a));
+            let sum: f32 = logits().filter(|x| !x.is_nan()).map(|x| exp_nonpositive(x - max)).sum();
+            basis.softmax = Softmax { max, inv_sum: 1.0 / sum };
+        }
+        if let Some(rule_of) = config.renormalize
+            && !matches!(config.selection, Selection::SparseMixer { .. })
+        {
+            let weights = ids.iter().filter(|&&id| id != MASKED).map(|&id| weight(rule, row, softmax, &basis, id));
+            basis.factor = config.scaling_factor / rule_of.denominator(weights);
+        }
+        basis
+    }
+}
+
+/// Before renormalisation.
+fn weight(rule: &Rule<'_>, row: &[f32], softmax: &Softmax, basis: &Basis, id: u32) -> f32 {
+    let logit = transform(rule.config, row[id as usize]);
+    match rule.config.weight {
+        WeightFunction::Score => score(rule, logit, softmax),
+        WeightFunction::One => 1.0,
+        _ if logit.is_nan() => 0.0,
+        WeightFunction::SoftmaxOverSelected => exp_nonpositive(logit - basis.softmax.max) * basis.softmax.inv_sum,
+        WeightFunction::Sigmoid => sigmoid(logit),
+    }
+}
+
+/// The weights of a token's experts.
+pub(super) fn weigh(rule: &Rule<'_>, row: &[f32], softmax: &Softmax, basis: &Basis, ids: &[u32], weights: &mut [f32]) {
+    if let Selection::SparseMixer { jitter } = rule.config.selection {
+        sparse_mixer(rule, jitter, row, ids, weights);
+    } else {
+        for (out, &id) in weights.iter_mut().zip(ids) {
+            *out = if id == MASKED { 0.0 } else { weight(rule, row, softmax, basis, id) * basis.factor };
+        }
+    }
+    for out in weights {
+        if !out.is_finite() {
+            *out = 0.0;
+        }
+    }
+}
+
+/// Each of the two weighed by the softmax over the logits near it; the first is out of the second's.
+fn sparse_mixer(rule: &Rule<'_>, jitter: f32, row: &[f32], ids: &[u32], weights: &mut [f32]) {
+    let config = rule.config;
+    for (i, &id) in ids.iter().enumerate() {
+        let top = transform(config, row[id as usize]);
+        let mut sum = 0.0;
+        for (e, &logit) in row.iter().enumerate() {
+            let x = transform(config, logit);
+            let near = !x.is_nan() && (top - x) / max(x.abs(), top) <= 2.0 * jitter;
+            if e as u32 == id || (near && !ids[..i].contains(&(e as u32))) {
+                sum += exp_nonpositive(x - top);
+            }
+        }
+        weights[i] = 1.0 / sum;
+    }
+    let factor = config.scaling_factor / config.renormalize.map_or(1.0, |r| r.denominator(weights.iter().copied()));
+    weights.iter_mut().for_each(|w| *w *= factor);
+}

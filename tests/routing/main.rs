@@ -1,0 +1,5 @@
+//! Routing: every rule on the CPU against the oracle, and the oracle against definitions and outside programs.
+
+mod against_oracle;
+mod capacity;
+mod support;
