@@ -1,0 +1,118 @@
+//! The machine: what it is, how much memory is free, and the two floors of every measurement.
+
+use std::fs;
+use std::hint::black_box;
+use std::time::Instant;
+
+use rayon::prelude::*;
+
+/// Bytes that a bench may fill with weights: most of what is free now, so that a run beside others does not swap.
+pub fn weights_budget() -> usize {
+    available_memory() / 10 * 7
+}
+
+/// Free memory in bytes; where the system does not say, 8 GiB are assumed.
+pub fn available_memory() -> usize {
+    let kib = proc_value("/proc/meminfo", "MemAvailable").and_then(|v| v.split(' ').next()?.parse::<usize>().ok());
+    kib.map_or(8 << 30, |kib| kib << 10)
+}
+
+/// Size of the last-level cache in bytes; where the system does not say, 64 MiB are assumed.
+pub fn last_level_cache() -> usize {
+    let size = |index: u32| {
+        let text = fs::read_to_string(format!("/sys/devices/system/cpu/cpu0/cache/index{index}/size")).ok()?;
+        text.trim().strip_suffix('K')?.parse::<usize>().ok()
+    };
+    (0..8).filter_map(size).max().map_or(64 << 20, |kib| kib << 10)
+}
+
+/// Weights in rotation must be as many bytes that none is still cached when its turn comes again: four times the
+/// last-level cache, because caches keep a part of what cycles through them.
+pub fn rotation_bytes() -> usize {
+    4 * last_level_cache()
+}
+
+/// CPU, threads, cache, memory and huge-page policy in one line.
+pub fn describe() -> String {
+    let cpu = proc_value("/proc/cpuinfo", "model name").unwrap_or_else(|| std::env::consts::ARCH.into());
+    let huge_pages = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap_or_default();
+    format!(
+        "{cpu}, {} threads, {} MiB last-level cache, {} GiB free, huge pages: {}",
+        rayon::current_num_threads(),
+        last_level_cache() >> 20,
+        available_memory() >> 30,
+        huge_pages.trim()
+    )
+}
+
+/// The value of the first line `key : value` of a file in /proc.
+fn proc_value(path: &str, key: &str) -> Option<String> {
+    let text = fs::read_to_string(path).ok()?;
+    let line = text.lines().find(|line| line.starts_with(key))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
+/// Floor of decode: bytes per second at which all threads together only read `memory`, best of five passes.
+pub fn read_bandwidth(memory: &[&[u8]]) -> f64 {
+    let chunks: Vec<&[u64]> = memory.iter().flat_map(|part| part.chunks(4 << 20)).map(words).collect();
+    let bytes: usize = chunks.iter().map(|chunk| size_of_val(*chunk)).sum();
+    let pass = || {
+        let start = Instant::now();
+        black_box(chunks.par_iter().map(|chunk| sum(chunk)).reduce(|| 0, u64::wrapping_add));
+        bytes as f64 / start.elapsed().as_secs_f64()
+    };
+    (0..5).map(|_| pass()).fold(0.0, f64::max)
+}
+
+fn words(bytes: &[u8]) -> &[u64] {
+    bytemuck::cast_slice(&bytes[..bytes.len() / 8 * 8])
+}
+
+/// Sums eight lanes apart, which compilers make vector loads of.
+fn sum(words: &[u64]) -> u64 {
+    let mut lanes = [0u64; 32];
+    for chunk in words.chunks_exact(32) {
+        lanes.iter_mut().zip(chunk).for_each(|(lane, word)| *lane = lane.wrapping_add(*word));
+    }
+    lanes.into_iter().fold(0, u64::wrapping_add)
+}
+
+/// Floor of prefill in f32: operations per second of a dense product of `n`³ in the `gemm` crate, best of five.
+pub fn gemm_rate(n: usize) -> f64 {
+    let (a, b, mut c) = (vec![0.5f32; n * n], vec![0.25f32; n * n], vec![0f32; n * n]);
+    let mut pass = || {
+        let start = Instant::now();
+        dense(n, &a, &b, &mut c);
+        2.0 * (n as f64).powi(3) / start.elapsed().as_secs_f64()
+    };
+    (0..5).map(|_| pass()).fold(0.0, f64::max)
+}
+
+fn dense(n: usize, a: &[f32], b: &[f32], c: &mut [f32]) {
+    assert!(a.len() == n * n && b.len() == n * n && c.len() == n * n);
+    let (row, column) = (n as isize, 1);
+    // SAFETY: three row-major n x n matrices, as the lengths above show; `c` is borrowed exclusively.
+    unsafe {
+        gemm::gemm(
+            n,
+            n,
+            n,
+            c.as_mut_ptr(),
+            column,
+            row,
+            false,
+            a.as_ptr(),
+            column,
+            row,
+            b.as_ptr(),
+            row,
+            column,
+            0.0,
+            1.0,
+            false,
+            false,
+            false,
+            gemm::Parallelism::Rayon(0),
+        );
+    }
+}
