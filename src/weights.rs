@@ -115,6 +115,49 @@ impl<T: AsView> MoeWeights<T> {
     }
 }
 
+impl<T> MoeWeights<T> {
+    /// The same weights in another form: `f` of every tensor. How an engine borrows its own tensors for one call.
+    ///
+    /// # Errors
+    /// The first of `f`.
+    pub fn try_map<'t, U, E>(&'t self, mut f: impl FnMut(&'t T) -> Result<U, E>) -> Result<MoeWeights<U>, E> {
+        let f = &mut f;
+        let router = self.router.as_ref().map(|w| {
+            Ok(RouterWeights {
+                weight: f(&w.weight)?,
+                bias: w.bias.as_ref().map(&mut *f).transpose()?,
+                selection_bias: w.selection_bias.as_ref().map(&mut *f).transpose()?,
+            })
+        });
+        let router = router.transpose()?;
+        let experts = self.experts.try_map(f)?;
+        let shared = self.shared.as_ref().map(|w| {
+            Ok(SharedWeights { experts: w.experts.try_map(f)?, gate: w.gate.as_ref().map(&mut *f).transpose()? })
+        });
+        let shared = shared.transpose()?;
+        let latent = self.latent.as_ref().map(|w| {
+            Ok(LatentWeights {
+                down: f(&w.down)?,
+                down_bias: w.down_bias.as_ref().map(&mut *f).transpose()?,
+                up: f(&w.up)?,
+                up_bias: w.up_bias.as_ref().map(&mut *f).transpose()?,
+            })
+        });
+        Ok(MoeWeights { router, experts, shared, latent: latent.transpose()? })
+    }
+}
+
+impl<T> ExpertWeights<T> {
+    fn try_map<'t, U, E>(&'t self, f: &mut impl FnMut(&'t T) -> Result<U, E>) -> Result<ExpertWeights<U>, E> {
+        Ok(ExpertWeights {
+            gate_up_proj: f(&self.gate_up_proj)?,
+            gate_up_bias: self.gate_up_bias.as_ref().map(&mut *f).transpose()?,
+            down_proj: f(&self.down_proj)?,
+            down_bias: self.down_bias.as_ref().map(&mut *f).transpose()?,
+        })
+    }
+}
+
 struct StackShape {
     num_experts: usize,
     hidden_size: usize,
