@@ -1,0 +1,112 @@
+//! Tests, their cases, and what a failure says.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use fused_moe::{Device, Error};
+
+/// One test: the same body for every device.
+#[derive(Clone, Copy)]
+pub struct Test {
+    /// The op under test, or `layer`.
+    pub op: &'static str,
+    /// What about it.
+    pub name: &'static str,
+    /// Runs every case on a device.
+    pub body: fn(&Device, &mut Log) -> Result<(), Failure>,
+}
+
+impl Test {
+    /// Runs the body on `device`.
+    pub fn run(&self, device: &Device) -> Result<Log, Failure> {
+        let mut log = Log { op: self.op, test: self.name, cases: 0, unsupported: BTreeMap::new() };
+        (self.body)(device, &mut log)?;
+        // A test without a case would pass whatever a backend does.
+        assert!(log.cases + log.unsupported.len() > 0, "{}::{} has no case", self.op, self.name);
+        Ok(log)
+    }
+}
+
+/// What a test did: the cases that ran, and those that the backend declares not to support.
+#[derive(Debug)]
+pub struct Log {
+    op: &'static str,
+    test: &'static str,
+    /// Cases that ran and held.
+    pub cases: usize,
+    /// Why cases did not run, and how many.
+    pub unsupported: BTreeMap<String, usize>,
+}
+
+/// A case that does not hold.
+#[derive(Debug)]
+pub struct Failure {
+    /// Backend and device.
+    pub backend: String,
+    /// The op under test, or `layer`.
+    pub op: &'static str,
+    /// The test within the op.
+    pub test: &'static str,
+    /// Shapes, types, seed.
+    pub case: String,
+    /// The first wrong element with both values, or the error that came.
+    pub what: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "backend: {}\ntest:    {}::{}\ncase:    {}\n{}",
+            self.backend, self.op, self.test, self.case, self.what
+        )
+    }
+}
+
+/// What a check of one case can find.
+#[derive(Debug)]
+pub enum Problem {
+    /// The crate returned an error where it should not have.
+    Error(Error),
+    /// A result is wrong.
+    Wrong(String),
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl Log {
+    /// Runs one case. `Unsupported` by the backend is counted, not failed; a panic is a failure of this case.
+    pub fn case<C: fmt::Debug>(
+        &mut self,
+        device: &Device,
+        case: &C,
+        check: impl FnOnce(&Device, &C) -> Result<(), Problem>,
+    ) -> Result<(), Failure> {
+        let outcome = catch_unwind(AssertUnwindSafe(|| check(device, case)));
+        let what = match outcome {
+            Ok(Ok(())) => {
+                self.cases += 1;
+                return Ok(());
+            }
+            Ok(Err(Problem::Error(Error::Unsupported { what, .. }))) => {
+                *self.unsupported.entry(what).or_default() += 1;
+                return Ok(());
+            }
+            Ok(Err(Problem::Error(error))) => format!("unexpected error: {error}"),
+            Ok(Err(Problem::Wrong(what))) => what,
+            Err(panic) => format!("panicked: {}", message(&*panic)),
+        };
+        Err(Failure { backend: device.to_string(), op: self.op, test: self.test, case: format!("{case:?}"), what })
+    }
+}
+
+fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
+}

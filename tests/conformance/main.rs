@@ -1,0 +1,70 @@
+//! One body per op and test, run over every backend.
+//!
+//! `cargo test --test conformance`; `-- remote/permute` runs the tests whose names contain that. A backend that is not
+//! there shows as ignored, with its reason; `FUSED_MOE_REQUIRE=cpu,wgpu,...` makes that a failure.
+
+mod combine;
+mod grouped_gemm;
+mod harness;
+mod layer;
+mod permute;
+mod route;
+mod router_logits;
+
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use fused_moe::Device;
+use harness::Test;
+use harness::devices::{CANDIDATES, Candidate, Found, required};
+use libtest_mimic::{Arguments, Completion, Trial};
+
+/// Every test that every device must pass.
+const TESTS: &[&[Test]] =
+    &[router_logits::TESTS, route::TESTS, permute::TESTS, grouped_gemm::TESTS, combine::TESTS, layer::TESTS];
+
+static CASES: AtomicUsize = AtomicUsize::new(0);
+static UNSUPPORTED: AtomicUsize = AtomicUsize::new(0);
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let mut trials = Vec::new();
+    match required() {
+        Ok(required) => trials.extend(CANDIDATES.iter().flat_map(|candidate| device_trials(candidate, &required))),
+        Err(problem) => trials.push(Trial::test("FUSED_MOE_REQUIRE", move || Err(problem.into()))),
+    }
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    if !arguments.list {
+        let (cases, unsupported) = (CASES.load(Ordering::Relaxed), UNSUPPORTED.load(Ordering::Relaxed));
+        println!("{cases} cases held; {unsupported} cases not supported by their backend");
+    }
+    conclusion.exit_code()
+}
+
+/// One trial for each test on a device that is there, or one that says why it is not.
+fn device_trials(candidate: &'static Candidate, required: &[String]) -> Vec<Trial> {
+    let tests = || TESTS.iter().copied().flatten();
+    let name = candidate.name;
+    match candidate.find(required) {
+        Found::Present(device) => tests().map(|test| device_trial(name, device.clone(), test)).collect(),
+        Found::Skipped(reason) => {
+            let reason = format!("{} tests skipped: {reason}", tests().count());
+            vec![Trial::ignorable_test(name, move || Ok(Completion::ignored_with(reason)))]
+        }
+        Found::Missing(reason) => {
+            vec![Trial::test(name, move || Err(format!("{name} is required and not there: {reason}").into()))]
+        }
+    }
+}
+
+fn device_trial(device_name: &str, device: Device, test: &'static Test) -> Trial {
+    Trial::ignorable_test(format!("{device_name}/{}::{}", test.op, test.name), move || {
+        let log = test.run(&device).map_err(|failure| failure.to_string())?;
+        CASES.fetch_add(log.cases, Ordering::Relaxed);
+        UNSUPPORTED.fetch_add(log.unsupported.values().sum(), Ordering::Relaxed);
+        if log.cases == 0 {
+            return Ok(Completion::ignored_with(format!("not supported: {:?}", log.unsupported)));
+        }
+        Ok(Completion::Completed)
+    })
+}
