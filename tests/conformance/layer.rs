@@ -282,6 +282,7 @@ fn borrowed_weights(device: &Device, log: &mut Log) -> Result<(), Failure> {
         let expected = reference::moe_layer(&model.oracle(), &hidden_states.wide(), None).output;
         let MoeWeights { router, experts, .. } = model.upload(device)?;
         let router = router.as_ref().map(|router| RouterWeights {
+            hidden: None,
             weight: router.weight.view(),
             bias: router.bias.as_ref().map(Tensor::as_view),
             selection_bias: router.selection_bias.as_ref().map(Tensor::as_view),

@@ -170,6 +170,7 @@ impl Model {
     pub fn oracle(&self) -> reference::Layer<'_> {
         reference::Layer {
             config: &self.spec.config,
+            router_hidden: None,
             router: self.router.linear(),
             selection_bias: self.selection_bias.as_ref().map(Floats::wide),
             experts: self.experts.oracle(),
@@ -201,6 +202,7 @@ impl Model {
         });
         Ok(MoeWeights {
             router: Some(RouterWeights {
+                hidden: None,
                 weight: self.router.weight.upload(device, [choices, config.hidden_size])?,
                 bias: upload(&self.router.bias, device, [choices])?,
                 selection_bias: upload(&self.selection_bias, device, [choices])?,

@@ -166,6 +166,7 @@ impl Backend for Remote {
                 hidden_states: hidden_states.view(),
                 weight: weight.view(),
                 bias: view(&bias),
+                tanh: args.tanh,
                 output,
             })
         })
