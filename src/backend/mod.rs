@@ -120,7 +120,7 @@ impl Device {
     pub fn by_name(name: &str) -> Result<Self> {
         match name {
             "auto" => Ok(Self::auto()),
-            "cpu" => Ok(Self::cpu()),
+            "cpu" => Ok(Self::new(cpu::Cpu::builder().build()?)),
             "reference" => Ok(Self::reference()),
             "wgpu" => Err(Error::Unavailable { backend: "wgpu", reason: "not in this build".into() }),
             "cuda" => Err(Error::Unavailable { backend: "cuda", reason: "not in this build".into() }),

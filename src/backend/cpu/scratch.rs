@@ -1,0 +1,84 @@
+//! Memory that grouped GEMMs use again from call to call.
+
+use std::ops::Range;
+
+use super::kernel::Kernel;
+
+/// Bytes of packed rows in one pass over the experts, beyond which there is another.
+const PACKED_BYTES: usize = 128 << 20;
+
+/// Rows of one expert in a task, beyond which there is another: so that threads share an expert that has most rows.
+const GROUP_ROWS: usize = 512;
+
+/// How a pass is cut, and its packed rows.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    pub(super) chunks: Vec<Chunk>,
+    pub(super) groups: Vec<Group>,
+    pub(super) packed: Vec<CacheLine>,
+    /// Elements of `packed` in use.
+    pub(super) packed_len: usize,
+}
+
+/// Rows that are packed and multiplied together.
+#[derive(Clone, Debug)]
+pub(super) struct Chunk {
+    pub(super) rows: Range<usize>,
+    /// Where its packed rows start.
+    pub(super) packed: usize,
+}
+
+/// Chunks of one expert that are one task for each block of columns.
+#[derive(Clone, Debug)]
+pub(super) struct Group {
+    pub(super) expert: usize,
+    pub(super) chunks: Range<usize>,
+}
+
+/// Memory on a cache-line boundary.
+#[derive(Clone, Copy, Debug, bytemuck::Zeroable, bytemuck::Pod)]
+#[repr(C, align(64))]
+pub(super) struct CacheLine([u8; 64]);
+
+impl Scratch {
+    /// Cuts the rows from `start` on into chunks and groups, as many as fit a pass; returns where the next pass starts.
+    pub(super) fn plan<K: Kernel>(&mut self, kernel: K, expert_offsets: &[u32], start: usize, k: usize) -> usize {
+        self.chunks.clear();
+        self.groups.clear();
+        self.packed_len = 0;
+        let limit = PACKED_BYTES / size_of::<K::Packed>();
+        let mut end = start;
+        for (expert, rows) in expert_offsets.windows(2).enumerate() {
+            let rows = (rows[0] as usize).max(start)..rows[1] as usize;
+            for group in pieces(rows, GROUP_ROWS) {
+                if self.packed_len >= limit {
+                    break;
+                }
+                end = group.end;
+                self.group(kernel, expert, group, k);
+            }
+        }
+        let bytes = self.packed_len * size_of::<K::Packed>();
+        let lines = bytes.div_ceil(size_of::<CacheLine>());
+        if self.packed.len() < lines {
+            self.packed.resize(lines, bytemuck::Zeroable::zeroed());
+        }
+        end
+    }
+
+    fn group<K: Kernel>(&mut self, kernel: K, expert: usize, rows: Range<usize>, k: usize) {
+        let first = self.chunks.len();
+        for rows in pieces(rows, K::CHUNK) {
+            let len = kernel.packed_len(rows.len(), k);
+            self.chunks.push(Chunk { rows, packed: self.packed_len });
+            // Each chunk on a cache line of its own.
+            self.packed_len = (self.packed_len + len).next_multiple_of(size_of::<CacheLine>());
+        }
+        self.groups.push(Group { expert, chunks: first..self.chunks.len() });
+    }
+}
+
+/// A range in pieces of `len`, and a rest.
+fn pieces(range: Range<usize>, len: usize) -> impl Iterator<Item = Range<usize>> {
+    range.clone().step_by(len).map(move |start| start..range.end.min(start + len))
+}
