@@ -105,7 +105,7 @@ fn check_inputs(device: &Device, case: &Case, inputs: &Inputs) -> Result<(), Pro
     match rest.iter().position(|&value| value != f64::from(GARBAGE)) {
         None => Ok(()),
         Some(i) => Err(Problem::Wrong(format!(
-            "output: row {} past the end was written: [{}]: {}",
+            "output: row {} past the end was written: [{}]: {}, expected {GARBAGE}",
             (expected.len() + i) / case.output_size(),
             i % case.output_size(),
             rest[i]

@@ -4,6 +4,7 @@
 //! there shows as ignored, with its reason; `FUSED_MOE_REQUIRE=cpu,wgpu,...` makes that a failure.
 
 mod combine;
+mod faults;
 mod grouped_gemm;
 mod harness;
 mod layer;
@@ -28,7 +29,7 @@ static UNSUPPORTED: AtomicUsize = AtomicUsize::new(0);
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let mut trials = Vec::new();
+    let mut trials = faults::trials();
     match required() {
         Ok(required) => trials.extend(CANDIDATES.iter().flat_map(|candidate| device_trials(candidate, &required))),
         Err(problem) => trials.push(Trial::test("FUSED_MOE_REQUIRE", move || Err(problem.into()))),

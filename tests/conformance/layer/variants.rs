@@ -78,8 +78,10 @@ fn routers() -> Vec<Variant> {
     };
     let zero = RouterConfig { num_zero_experts: 4, scaling_factor: 6.0, renormalize: None, ..router };
     let zero_on_input = RouterConfig { num_zero_experts: 4, ..on_input.clone() };
+    let limited = RouterConfig { capacity: Some(Capacity::new(CapacityLimit::Factor(0.75))), ..base().router };
     let with = |router| MoeConfig { router, ..base() };
     vec![
+        ("capacity", with(limited), false),
         ("grouped_sigmoid", MoeConfig { num_experts: 12, shared: Some(shared(false)), ..with(sigmoid) }, true),
         ("over_selected", with(over_selected), false),
         ("weights_on_input", MoeConfig { shared: Some(shared(false)), ..with(on_input) }, false),

@@ -1,0 +1,61 @@
+//! Faults of `router_logits`.
+
+use fused_moe::Result;
+use fused_moe::backend::Backend;
+use fused_moe::ops::RouterLogitsArgs;
+use half::bf16;
+
+use super::{drop_tail, f32s_mut, keep_last_row};
+use crate::harness::host_copy::HostCopy;
+
+/// What is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The last token's row is not written.
+    StaleRow,
+    /// The last token has the logits of the first.
+    WrongRow,
+    /// No bias.
+    NoBias,
+    /// Only whole vectors of H.
+    NoTail,
+    /// Logits rounded to bf16.
+    Rounded,
+    /// A token's logits change, by little, with the number of tokens.
+    DependsOnBatch,
+}
+
+impl Fault {
+    /// Every fault.
+    pub const ALL: &[Self] =
+        &[Self::StaleRow, Self::WrongRow, Self::NoBias, Self::NoTail, Self::Rounded, Self::DependsOnBatch];
+}
+
+/// The op with `fault`.
+pub fn run(fault: Fault, oracle: &dyn Backend, mut args: RouterLogitsArgs<'_>) -> Result<()> {
+    let [num_tokens, num_experts] = *args.output.dims() else { unreachable!("validated") };
+    match fault {
+        Fault::StaleRow => {
+            let RouterLogitsArgs { hidden_states, weight, bias, mut output } = args;
+            return keep_last_row(&mut output, num_tokens, |output| {
+                oracle.router_logits(RouterLogitsArgs { hidden_states, weight, bias, output })
+            });
+        }
+        Fault::NoBias => return oracle.router_logits(RouterLogitsArgs { bias: None, ..args }),
+        Fault::NoTail => {
+            let mut hidden_states = HostCopy::of(args.hidden_states);
+            drop_tail(hidden_states.f32s_mut(), args.hidden_states.dims()[1]);
+            return oracle.router_logits(RouterLogitsArgs { hidden_states: hidden_states.view(), ..args });
+        }
+        Fault::WrongRow | Fault::Rounded | Fault::DependsOnBatch => {}
+    }
+    oracle.router_logits(RouterLogitsArgs { output: args.output.reborrow(), ..args })?;
+    let output = f32s_mut(&mut args.output);
+    match fault {
+        Fault::WrongRow if num_tokens > 0 => output.copy_within(..num_experts, (num_tokens - 1) * num_experts),
+        Fault::Rounded => output.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32()),
+        Fault::DependsOnBatch if num_tokens % 2 == 1 => output.iter_mut().for_each(|x| *x = x.next_up()),
+        _ => {}
+    }
+    Ok(())
+}
