@@ -19,6 +19,9 @@ pub struct Spec {
     pub weight: DType,
     /// Of hidden states and output.
     pub io: DType,
+    /// Hidden states that the weights' type can hold: a backend may round them to it, and the bound is on what comes
+    /// after that.
+    pub rounded_inputs: bool,
     /// Whether router, experts and projections have biases.
     pub biases: bool,
     /// Range of the selection bias, where there is one.
@@ -155,7 +158,8 @@ impl Model {
     /// Random hidden states `[T, H]`.
     pub fn hidden_states(&self, num_tokens: usize) -> Floats {
         let numel = num_tokens * self.spec.config.hidden_size;
-        Floats::random(&mut rng(self.spec.seed + 1000), self.spec.io, numel, 1.7)
+        let dtype = if self.spec.rounded_inputs { self.spec.weight } else { self.spec.io };
+        Floats::new(self.spec.io, Floats::random(&mut rng(self.spec.seed + 1000), dtype, numel, 1.7).values)
     }
 
     /// Multiplies the routed experts' weights: how far their activations and outputs reach.

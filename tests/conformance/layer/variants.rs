@@ -1,7 +1,10 @@
 //! The layers under test: one for each thing that models do differently.
 
 use fused_moe::config::{Activation, GateUpLayout, MoeConfig, SharedExpertConfig, WeightLayout};
-use fused_moe::routing::{GroupLimit, GroupScore, Renormalize, RouterConfig, ScoreFunction, WeightFunction, WeightsOn};
+use fused_moe::routing::{
+    Capacity, CapacityLimit, GroupLimit, GroupScore, Renormalize, RouterConfig, ScoreFunction, WeightFunction,
+    WeightsOn,
+};
 
 /// The start of every variant: softmax top-3, renormalised, SwiGLU.
 pub fn base() -> MoeConfig {
