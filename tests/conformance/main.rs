@@ -7,6 +7,7 @@ mod combine;
 mod faults;
 mod grouped_gemm;
 mod harness;
+mod large;
 mod layer;
 mod permute;
 mod route;
@@ -44,7 +45,7 @@ fn main() -> ExitCode {
 
 /// One trial for each test on a device that is there, or one that says why it is not.
 fn device_trials(candidate: &'static Candidate, required: &[String]) -> Vec<Trial> {
-    let tests = || TESTS.iter().copied().flatten();
+    let tests = || TESTS.iter().copied().flatten().chain(if candidate.widens { &[] } else { large::TESTS });
     let name = candidate.name;
     match candidate.find(required) {
         Found::Present(device) => tests().map(|test| device_trial(name, device.clone(), test)).collect(),

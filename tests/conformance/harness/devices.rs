@@ -13,21 +13,33 @@ pub struct Candidate {
     pub name: &'static str,
     /// The device, or why it is not there.
     pub open: fn() -> Result<Device>,
+    /// Whether it copies its inputs to f64, as the oracle does: no place for tensors of 2^31 elements.
+    pub widens: bool,
+}
+
+impl Candidate {
+    const fn new(name: &'static str, open: fn() -> Result<Device>) -> Self {
+        Self { name, open, widens: false }
+    }
+
+    const fn oracle(name: &'static str, open: fn() -> Result<Device>) -> Self {
+        Self { name, open, widens: true }
+    }
 }
 
 /// Every device that conformance is asked of.
 pub const CANDIDATES: &[Candidate] = &[
-    Candidate { name: "cpu", open: || Device::by_name("cpu") },
-    Candidate { name: "cpu-amx", open: || cpu(InstructionSet::Amx) },
-    Candidate { name: "cpu-avx512bf16", open: || cpu(InstructionSet::Avx512Bf16) },
-    Candidate { name: "cpu-avx512", open: || cpu(InstructionSet::Avx512) },
-    Candidate { name: "cpu-avx2", open: || cpu(InstructionSet::Avx2) },
-    Candidate { name: "cpu-portable", open: || cpu(InstructionSet::Portable) },
-    Candidate { name: "cpu-3-threads", open: three_threads },
-    Candidate { name: "reference", open: || Ok(Device::reference()) },
-    Candidate { name: "remote", open: || Ok(Device::new(Remote::default())) },
-    Candidate { name: "wgpu", open: || Device::by_name("wgpu") },
-    Candidate { name: "cuda", open: || Device::by_name("cuda") },
+    Candidate::new("cpu", || Device::by_name("cpu")),
+    Candidate::new("cpu-amx", || cpu(InstructionSet::Amx)),
+    Candidate::new("cpu-avx512bf16", || cpu(InstructionSet::Avx512Bf16)),
+    Candidate::new("cpu-avx512", || cpu(InstructionSet::Avx512)),
+    Candidate::new("cpu-avx2", || cpu(InstructionSet::Avx2)),
+    Candidate::new("cpu-portable", || cpu(InstructionSet::Portable)),
+    Candidate::new("cpu-3-threads", three_threads),
+    Candidate::oracle("reference", || Ok(Device::reference())),
+    Candidate::oracle("remote", || Ok(Device::new(Remote::default()))),
+    Candidate::new("wgpu", || Device::by_name("wgpu")),
+    Candidate::new("cuda", || Device::by_name("cuda")),
 ];
 
 fn cpu(set: InstructionSet) -> Result<Device> {

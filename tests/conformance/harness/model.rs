@@ -35,6 +35,7 @@ pub struct Spec {
 pub struct Model {
     /// What the layer is.
     pub spec: Spec,
+    router_hidden: Option<Projection>,
     router: Projection,
     selection_bias: Option<Floats>,
     experts: Stack,
@@ -131,6 +132,11 @@ fn upload<const N: usize>(values: &Option<Floats>, device: &Device, shape: [usiz
     values.as_ref().map(|values| values.upload(device, shape)).transpose()
 }
 
+/// The width of what the router's last projection sees.
+fn router_width(config: &MoeConfig) -> usize {
+    config.router.hidden_size.unwrap_or(config.hidden_size)
+}
+
 impl Model {
     /// Random weights.
     pub fn new(spec: &Spec) -> Self {
@@ -146,7 +152,8 @@ impl Model {
             (down, Projection::random(rng, spec, 1, config.hidden_size, size))
         });
         Self {
-            router: Projection::random(rng, spec, 1, choices, config.hidden_size),
+            router_hidden: config.router.hidden_size.map(|n| Projection::random(rng, spec, 1, n, config.hidden_size)),
+            router: Projection::random(rng, spec, 1, choices, router_width(config)),
             selection_bias: spec.selection_bias.map(|scale| Floats::random(rng, DType::F32, choices, scale)),
             experts: Stack::random(rng, spec, &StackSizes::routed(config)),
             shared,
@@ -174,7 +181,7 @@ impl Model {
     pub fn oracle(&self) -> reference::Layer<'_> {
         reference::Layer {
             config: &self.spec.config,
-            router_hidden: None,
+            router_hidden: self.router_hidden.as_ref().map(|hidden| hidden.weight.wide()),
             router: self.router.linear(),
             selection_bias: self.selection_bias.as_ref().map(Floats::wide),
             experts: self.experts.oracle(),
@@ -204,10 +211,14 @@ impl Model {
                 up_bias: upload(&up.bias, device, [1, config.hidden_size])?,
             })
         });
+        let hidden = self
+            .router_hidden
+            .as_ref()
+            .map(|hidden| hidden.weight.upload(device, [router_width(config), config.hidden_size]));
         Ok(MoeWeights {
             router: Some(RouterWeights {
-                hidden: None,
-                weight: self.router.weight.upload(device, [choices, config.hidden_size])?,
+                hidden: hidden.transpose()?,
+                weight: self.router.weight.upload(device, [choices, router_width(config)])?,
                 bias: upload(&self.router.bias, device, [choices])?,
                 selection_bias: upload(&self.selection_bias, device, [choices])?,
             }),

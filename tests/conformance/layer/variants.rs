@@ -84,6 +84,7 @@ fn routers() -> Vec<Variant> {
     let limited = RouterConfig { capacity: Some(Capacity::new(CapacityLimit::Factor(0.75))), ..base().router };
     let with = |router| MoeConfig { router, ..base() };
     vec![
+        ("router_hidden", with(RouterConfig { hidden_size: Some(9), ..base().router }), false),
         ("capacity", with(limited), false),
         ("grouped_sigmoid", MoeConfig { num_experts: 12, shared: Some(shared(false)), ..with(sigmoid) }, true),
         ("over_selected", with(over_selected), false),

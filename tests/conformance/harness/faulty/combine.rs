@@ -6,7 +6,7 @@ use fused_moe::routing::MASKED;
 use fused_moe::{DType, Result};
 use half::bf16;
 
-use super::{bytes_mut, f32s_mut};
+use super::{f32s_mut, restore_last_row};
 use crate::harness::host_copy::HostCopy;
 
 /// What is wrong.
@@ -55,15 +55,11 @@ impl Fault {
 
 /// The op with `fault`.
 pub fn run(fault: Fault, oracle: &dyn Backend, mut args: CombineArgs<'_>) -> Result<()> {
-    let [num_tokens, hidden_size] = *args.output.dims() else { unreachable!("validated") };
+    let num_tokens = args.output.dims()[0];
     let before = HostCopy::of(args.output.as_view());
     run_with_wrong_inputs(fault, oracle, &mut args)?;
-    let row_bytes = hidden_size * args.output.dtype().size();
     match fault {
-        Fault::StaleRow if num_tokens > 0 => {
-            let last = (num_tokens - 1) * row_bytes..num_tokens * row_bytes;
-            bytes_mut(&mut args.output)[last.clone()].copy_from_slice(&before.bytes()[last]);
-        }
+        Fault::StaleRow => restore_last_row(&mut args.output, num_tokens, &before),
         Fault::Accumulates if args.output.dtype() == DType::F32 => {
             let before: &[f32] = bytemuck::cast_slice(before.bytes());
             f32s_mut(&mut args.output).iter_mut().zip(before).for_each(|(x, before)| *x += before);

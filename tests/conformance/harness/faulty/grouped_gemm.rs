@@ -6,7 +6,7 @@ use fused_moe::ops::{Epilogue, GroupedGemmArgs, InputRows};
 use fused_moe::{DType, Result, TensorViewMut};
 use half::f16;
 
-use super::{bytes_mut, drop_tail, f32s_mut, keep_last_row};
+use super::{bytes_mut, drop_tail, f32s_mut, restore_last_row};
 use crate::harness::host_copy::HostCopy;
 
 /// What is wrong.
@@ -64,28 +64,12 @@ pub fn run(fault: Fault, oracle: &dyn Backend, mut args: GroupedGemmArgs<'_>, ca
     let [all_rows, row_len] = *args.output.dims() else { unreachable!("validated") };
     let rows = used_rows(&args, all_rows);
     let weight_dtype = args.weight.dtype();
-    if fault == Fault::StaleRow {
-        let GroupedGemmArgs { input, rows: from, expert_offsets, weight, weight_layout, bias, epilogue, .. } = args;
-        let batch_invariant = args.batch_invariant;
-        return keep_last_row(&mut args.output, rows, |output| {
-            let rows = from;
-            oracle.grouped_gemm(GroupedGemmArgs {
-                input,
-                rows,
-                expert_offsets,
-                weight,
-                weight_layout,
-                bias,
-                epilogue,
-                output,
-                batch_invariant,
-            })
-        });
-    }
+    let before = HostCopy::of(args.output.as_view());
     run_with_wrong_inputs(fault, oracle, &mut args)?;
     let output = &mut args.output;
     let row_bytes = row_len * output.dtype().size();
     match fault {
+        Fault::StaleRow => restore_last_row(output, rows, &before),
         Fault::WrongRow if rows > 0 => bytes_mut(output).copy_within(..row_bytes, (rows - 1) * row_bytes),
         Fault::PastTheEnd if rows < all_rows => bytes_mut(output)[rows * row_bytes..][..row_bytes].fill(0),
         Fault::F16Sums if weight_dtype == DType::F16 => {

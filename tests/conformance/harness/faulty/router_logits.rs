@@ -5,7 +5,7 @@ use fused_moe::backend::Backend;
 use fused_moe::ops::RouterLogitsArgs;
 use half::bf16;
 
-use super::{drop_tail, f32s_mut, keep_last_row};
+use super::{drop_tail, f32s_mut, restore_last_row};
 use crate::harness::host_copy::HostCopy;
 
 /// What is wrong.
@@ -17,6 +17,8 @@ pub enum Fault {
     WrongRow,
     /// No bias.
     NoBias,
+    /// No tanh.
+    NoTanh,
     /// Only whole vectors of H.
     NoTail,
     /// Logits rounded to bf16.
@@ -27,29 +29,35 @@ pub enum Fault {
 
 impl Fault {
     /// Every fault.
-    pub const ALL: &[Self] =
-        &[Self::StaleRow, Self::WrongRow, Self::NoBias, Self::NoTail, Self::Rounded, Self::DependsOnBatch];
+    pub const ALL: &[Self] = &[
+        Self::StaleRow,
+        Self::WrongRow,
+        Self::NoBias,
+        Self::NoTanh,
+        Self::NoTail,
+        Self::Rounded,
+        Self::DependsOnBatch,
+    ];
 }
 
 /// The op with `fault`.
 pub fn run(fault: Fault, oracle: &dyn Backend, mut args: RouterLogitsArgs<'_>) -> Result<()> {
     let [num_tokens, num_experts] = *args.output.dims() else { unreachable!("validated") };
+    let before = HostCopy::of(args.output.as_view());
     match fault {
-        Fault::StaleRow => {
-            let RouterLogitsArgs { hidden_states, weight, bias, mut output } = args;
-            return keep_last_row(&mut output, num_tokens, |output| {
-                oracle.router_logits(RouterLogitsArgs { hidden_states, weight, bias, output })
-            });
-        }
         Fault::NoBias => return oracle.router_logits(RouterLogitsArgs { bias: None, ..args }),
+        Fault::NoTanh => return oracle.router_logits(RouterLogitsArgs { tanh: false, ..args }),
         Fault::NoTail => {
             let mut hidden_states = HostCopy::of(args.hidden_states);
             drop_tail(hidden_states.f32s_mut(), args.hidden_states.dims()[1]);
             return oracle.router_logits(RouterLogitsArgs { hidden_states: hidden_states.view(), ..args });
         }
-        Fault::WrongRow | Fault::Rounded | Fault::DependsOnBatch => {}
+        Fault::StaleRow | Fault::WrongRow | Fault::Rounded | Fault::DependsOnBatch => {}
     }
     oracle.router_logits(RouterLogitsArgs { output: args.output.reborrow(), ..args })?;
+    if fault == Fault::StaleRow {
+        restore_last_row(&mut args.output, num_tokens, &before);
+    }
     let output = f32s_mut(&mut args.output);
     match fault {
         Fault::WrongRow if num_tokens > 0 => output.copy_within(..num_experts, (num_tokens - 1) * num_experts),
