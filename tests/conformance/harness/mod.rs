@@ -7,8 +7,6 @@
 
 pub mod compare;
 pub mod devices;
-pub mod faulty;
-pub mod host_copy;
 pub mod log;
 pub mod model;
 pub mod remote;
