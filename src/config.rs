@@ -154,6 +154,7 @@ impl MoeConfig {
             ("intermediate_size", self.intermediate_size),
             ("shared.intermediate_size", self.shared.as_ref().map_or(1, |s| s.intermediate_size)),
             ("latent_size", self.latent_size.unwrap_or(1)),
+            ("router.hidden_size", self.router.hidden_size.unwrap_or(1)),
         ] {
             // Far above any model, and low enough that products of two sizes cannot overflow.
             if !(1..=1 << 24).contains(&size) {

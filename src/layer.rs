@@ -10,7 +10,7 @@ use crate::ops::{
 use crate::plan::{PermutePlan, PermutePlanMut, Slots};
 use crate::routing::WeightsOn;
 use crate::tensor::{AsView, DType, FLOATS, Tensor, TensorView, TensorViewMut};
-use crate::weights::{ExpertWeights, MoeWeights, view};
+use crate::weights::{ExpertWeights, MoeWeights, RouterWeights, view};
 use crate::workspace::{ExpertBuffers, LatentBuffers, PlanBuffers, RoutingBuffers, SharedBuffers, Workspace};
 
 /// How a layer runs.
@@ -161,13 +161,16 @@ impl<T: AsView> MoeLayer<T> {
         let num_tokens = hidden_states.dims()[0];
         let choices = self.config.router.num_choices(self.config.num_experts);
         let shape = [num_tokens, self.config.router.top_k];
+        let RoutingBuffers { router_hidden, router_logits: logits, .. } = buffers;
+        let input = self.router_input(hidden_states, router, router_hidden.as_mut())?;
         router_logits(
             &self.device,
             RouterLogitsArgs {
-                hidden_states,
+                hidden_states: input,
                 weight: router.weight.as_view(),
                 bias: view(&router.bias),
-                output: buffers.router_logits.prefix_mut([num_tokens, choices])?,
+                tanh: false,
+                output: logits.prefix_mut([num_tokens, choices])?,
             },
         )?;
         route(
@@ -182,6 +185,21 @@ impl<T: AsView> MoeLayer<T> {
             },
         )?;
         Ok(Routing { topk_ids: buffers.topk_ids.prefix(shape), topk_weights: buffers.topk_weights.prefix(shape) })
+    }
+
+    /// What the router's last projection sees: the hidden states, or the router's own hidden layer.
+    fn router_input<'b>(
+        &self,
+        hidden_states: TensorView<'b>,
+        router: &RouterWeights<T>,
+        buffer: Option<&'b mut Tensor>,
+    ) -> Result<TensorView<'b>> {
+        let (Some(weight), Some(buffer)) = (&router.hidden, buffer) else { return Ok(hidden_states) };
+        let weight = weight.as_view();
+        let shape = [hidden_states.dims()[0], weight.dims()[0]];
+        let output = buffer.prefix_mut(shape)?;
+        router_logits(&self.device, RouterLogitsArgs { hidden_states, weight, bias: None, tanh: true, output })?;
+        Ok(buffer.prefix(shape))
     }
 
     /// Everything behind the router: permute, the two grouped GEMMs, combine; and what is added to the sum.
@@ -310,6 +328,7 @@ impl<T: AsView> MoeLayer<T> {
                     hidden_states,
                     weight: gate.as_view(),
                     bias: None,
+                    tanh: false,
                     output: buffers.gate_logits.prefix_mut([num_tokens, 1])?,
                 },
             )?;

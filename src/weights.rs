@@ -22,7 +22,9 @@ pub struct MoeWeights<T = Tensor> {
 /// The router's weights; E counts zero experts too.
 #[derive(Clone, Debug)]
 pub struct RouterWeights<T = Tensor> {
-    /// `[E, H]` f32, bf16 or f16.
+    /// `[R, H]` f32, bf16 or f16: a hidden layer before the logits, `tanh(hidden · x)` (LLaMA-MoE).
+    pub hidden: Option<T>,
+    /// `[E, H]` f32, bf16 or f16; `[E, R]` behind a hidden layer.
     pub weight: T,
     /// `[E]` f32, added to the logits.
     pub bias: Option<T>,
@@ -72,7 +74,12 @@ impl<T: AsView> MoeWeights<T> {
         let hidden_size = config.hidden_size;
         if let Some(router) = &self.router {
             let choices = config.router.num_choices(config.num_experts);
-            check.weight("router.weight", &router.weight, [choices, hidden_size])?;
+            let hidden = config.router.hidden_size;
+            check_presence("router.hidden", hidden.is_some(), router.hidden.is_some())?;
+            if let (Some(width), Some(weight)) = (hidden, &router.hidden) {
+                check.weight("router.hidden", weight, [width, hidden_size])?;
+            }
+            check.weight("router.weight", &router.weight, [choices, hidden.unwrap_or(hidden_size)])?;
             check.bias("router.bias", &router.bias, [choices])?;
             check.bias("router.selection_bias", &router.selection_bias, [choices])?;
         }
@@ -124,6 +131,7 @@ impl<T> MoeWeights<T> {
         let f = &mut f;
         let router = self.router.as_ref().map(|w| {
             Ok(RouterWeights {
+                hidden: w.hidden.as_ref().map(&mut *f).transpose()?,
                 weight: f(&w.weight)?,
                 bias: w.bias.as_ref().map(&mut *f).transpose()?,
                 selection_bias: w.selection_bias.as_ref().map(&mut *f).transpose()?,

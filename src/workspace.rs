@@ -20,6 +20,7 @@ pub struct Workspace {
 
 #[derive(Debug)]
 pub(crate) struct RoutingBuffers {
+    pub(crate) router_hidden: Option<Tensor>,
     pub(crate) router_logits: Tensor,
     pub(crate) topk_ids: Tensor,
     pub(crate) topk_weights: Tensor,
@@ -57,6 +58,7 @@ pub(crate) struct LatentBuffers {
 struct Sizes {
     num_experts: usize,
     num_choices: usize,
+    router_hidden_size: Option<usize>,
     top_k: usize,
     hidden_size: usize,
     intermediate_size: usize,
@@ -69,6 +71,7 @@ impl Sizes {
         Self {
             num_experts: config.num_experts,
             num_choices: config.router.num_choices(config.num_experts),
+            router_hidden_size: config.router.hidden_size,
             top_k: config.router.top_k,
             hidden_size: config.hidden_size,
             intermediate_size: config.intermediate_size,
@@ -116,6 +119,11 @@ impl Workspace {
             max_tokens,
             sizes: Sizes::of(config),
             routing: RoutingBuffers {
+                router_hidden: config
+                    .router
+                    .hidden_size
+                    .map(|size| zeros(DType::F32, [max_tokens, size]))
+                    .transpose()?,
                 router_logits: zeros(DType::F32, [max_tokens, config.router.num_choices(config.num_experts)])?,
                 topk_ids: zeros(DType::U32, [max_tokens, config.router.top_k])?,
                 topk_weights: zeros(DType::F32, [max_tokens, config.router.top_k])?,

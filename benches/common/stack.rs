@@ -224,6 +224,7 @@ impl Filler<'_> {
         let k_router = unit_scale(hidden_size) * norm as f32;
         MoeWeights {
             router: Some(RouterWeights {
+                hidden: None,
                 weight: self.tensor(self.dtype, [num_experts, hidden_size], Part::Router, k_router),
                 bias: None,
                 selection_bias: None,

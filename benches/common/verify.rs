@@ -78,6 +78,7 @@ fn oracle(layer: &MoeLayer, x: &[f64], routing: Routing) -> Vec<f64> {
     let routing_here = Routing { topk_ids: (0..config.num_experts as u32).collect(), ..routing.clone() };
     let compact = Layer {
         config: &config,
+        router_hidden: None,
         router: Linear { weight: Vec::new(), bias: None },
         selection_bias: None,
         experts: experts(&weights.experts, &routing.topk_ids),

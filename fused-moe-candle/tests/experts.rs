@@ -309,7 +309,7 @@ fn config(renormalize: bool) -> MoeConfig {
 
 fn weights(case: &Case, router: Option<Tensor>) -> MoeWeights<Tensor> {
     MoeWeights {
-        router: router.map(|weight| RouterWeights { weight, bias: None, selection_bias: None }),
+        router: router.map(|weight| RouterWeights { hidden: None, weight, bias: None, selection_bias: None }),
         experts: ExpertWeights {
             gate_up_proj: case.gate_up.clone(),
             gate_up_bias: None,

@@ -11,36 +11,12 @@ pub(crate) struct Format {
     infinite: bool,
 }
 
-pub(crate) const F32: Format = Format {
-    exp_bits: 8,
-    man_bits: 23,
-    infinite: true,
-};
-pub(crate) const TF32: Format = Format {
-    exp_bits: 8,
-    man_bits: 10,
-    infinite: true,
-};
-pub(crate) const F16: Format = Format {
-    exp_bits: 5,
-    man_bits: 10,
-    infinite: true,
-};
-pub(crate) const BF16: Format = Format {
-    exp_bits: 8,
-    man_bits: 7,
-    infinite: true,
-};
-pub(crate) const E5M2: Format = Format {
-    exp_bits: 5,
-    man_bits: 2,
-    infinite: true,
-};
-pub(crate) const E4M3: Format = Format {
-    exp_bits: 4,
-    man_bits: 3,
-    infinite: false,
-};
+pub(crate) const F32: Format = Format { exp_bits: 8, man_bits: 23, infinite: true };
+pub(crate) const TF32: Format = Format { exp_bits: 8, man_bits: 10, infinite: true };
+pub(crate) const F16: Format = Format { exp_bits: 5, man_bits: 10, infinite: true };
+pub(crate) const BF16: Format = Format { exp_bits: 8, man_bits: 7, infinite: true };
+pub(crate) const E5M2: Format = Format { exp_bits: 5, man_bits: 2, infinite: true };
+pub(crate) const E4M3: Format = Format { exp_bits: 4, man_bits: 3, infinite: false };
 
 impl Format {
     fn sign(self) -> u32 {
@@ -53,11 +29,7 @@ impl Format {
     }
 
     fn max_finite(self) -> u32 {
-        if self.infinite {
-            self.infinity() - 1
-        } else {
-            self.nan() - 1
-        }
+        if self.infinite { self.infinity() - 1 } else { self.nan() - 1 }
     }
 
     fn infinity(self) -> u32 {
@@ -76,19 +48,11 @@ impl Format {
         let exp = (magnitude >> self.man_bits) as i32;
         if magnitude > self.max_finite() {
             let infinite = self.infinite && magnitude == self.infinity();
-            return if infinite {
-                sign * f64::INFINITY
-            } else {
-                f64::NAN
-            };
+            return if infinite { sign * f64::INFINITY } else { f64::NAN };
         }
         let scale = |e: i32| f64::from_bits(((e + 1023) as u64) << 52);
         let unit = scale(exp.max(1) - self.bias() - self.man_bits as i32);
-        let hidden = if exp > 0 {
-            (1u32 << self.man_bits) as f64
-        } else {
-            0.0
-        };
+        let hidden = if exp > 0 { (1u32 << self.man_bits) as f64 } else { 0.0 };
         sign * (hidden + man) * unit
     }
 
@@ -108,11 +72,7 @@ impl Format {
         }
         let magnitude = self.round_magnitude(value, rest, round, negative);
         let overflows = magnitude > self.max_finite();
-        sign | if overflows {
-            self.overflow(round, negative, saturate)
-        } else {
-            magnitude
-        }
+        sign | if overflows { self.overflow(round, negative, saturate) } else { magnitude }
     }
 
     /// Encoded magnitude of a finite non-zero value, which may lie past the largest finite one.
@@ -121,11 +81,7 @@ impl Format {
         let bits = value.abs().to_bits();
         let biased = (bits >> 52) as i32;
         let man = bits & ((1 << 52) - 1) | if biased > 0 { 1 << 52 } else { 0 };
-        let nudge = if rest == 0.0 {
-            0
-        } else {
-            (rest.is_sign_negative() == negative) as i128 * 2 - 1
-        };
+        let nudge = if rest == 0.0 { 0 } else { (rest.is_sign_negative() == negative) as i128 * 2 - 1 };
         let man = (((man as i128) << GUARD) + nudge) as u128;
         let exp = biased.max(1) - 1075 - GUARD as i32;
 
@@ -184,18 +140,12 @@ impl Exact {
         }
         // Knuth's two-sum: value + rest = a + b exactly.
         let part = value - a;
-        Exact {
-            value,
-            rest: (a - (value - part)) + (b - part),
-        }
+        Exact { value, rest: (a - (value - part)) + (b - part) }
     }
 
     /// Exact for factors of at most 26 bits each.
     pub fn product(a: f64, b: f64) -> Exact {
-        Exact {
-            value: a * b,
-            rest: 0.0,
-        }
+        Exact { value: a * b, rest: 0.0 }
     }
 
     pub fn fma(a: f64, b: f64, c: f64) -> Exact {
@@ -205,19 +155,13 @@ impl Exact {
     pub fn quotient(a: f64, b: f64) -> Exact {
         let value = a / b;
         let rest = (-value).mul_add(b, a) * b.signum();
-        Exact {
-            value,
-            rest: if rest.is_nan() { 0.0 } else { rest },
-        }
+        Exact { value, rest: if rest.is_nan() { 0.0 } else { rest } }
     }
 
     pub fn root(a: f64) -> Exact {
         let value = a.sqrt();
         let rest = (-value).mul_add(value, a);
-        Exact {
-            value,
-            rest: if rest.is_nan() { 0.0 } else { rest },
-        }
+        Exact { value, rest: if rest.is_nan() { 0.0 } else { rest } }
     }
 
     pub fn encode(self, format: Format, round: Round, saturate: bool) -> u32 {
@@ -235,10 +179,7 @@ mod tests {
             for code in 0..1u32 << bits {
                 let value = format.decode(code);
                 let back = format.encode(value, 0.0, Round::Nearest, false);
-                assert!(
-                    value.is_nan() && back == format.nan() || back == code,
-                    "{format:?} {code:x}"
-                );
+                assert!(value.is_nan() && back == format.nan() || back == code, "{format:?} {code:x}");
             }
         }
     }
@@ -253,11 +194,7 @@ mod tests {
                 continue;
             }
             let near = |format: Format| format.encode(f as f64, 0.0, Round::Nearest, false);
-            assert_eq!(
-                near(F16),
-                half::f16::from_f32_const(f).to_bits() as u32,
-                "{f}"
-            );
+            assert_eq!(near(F16), half::f16::from_f32_const(f).to_bits() as u32, "{f}");
             assert_eq!(near(BF16), half::bf16::from_f32(f).to_bits() as u32, "{f}");
             assert_eq!(near(F32), x, "{f}");
         }

@@ -24,11 +24,7 @@ pub struct Checks {
 
 impl Default for Checks {
     fn default() -> Self {
-        Checks {
-            races: true,
-            poison: true,
-            poison_in_shared: true,
-        }
+        Checks { races: true, poison: true, poison_in_shared: true }
     }
 }
 
@@ -46,21 +42,14 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Config {
-            seed: 1,
-            checks: Checks::default(),
-            max_instructions: 20_000_000_000,
-        }
+        Config { seed: 1, checks: Checks::default(), max_instructions: 20_000_000_000 }
     }
 }
 
 impl Config {
     /// The default configuration with a seed.
     pub fn with_seed(seed: u64) -> Self {
-        Config {
-            seed,
-            ..Config::default()
-        }
+        Config { seed, ..Config::default() }
     }
 }
 
@@ -74,10 +63,7 @@ pub struct Module {
 impl Module {
     /// Parses PTX text; `file` names it in errors.
     pub fn parse(text: &str, file: &str) -> Result<Module, ParseError> {
-        let named = |e: ParseError| ParseError {
-            file: file.to_string(),
-            ..e
-        };
+        let named = |e: ParseError| ParseError { file: file.to_string(), ..e };
         let ast = parse::parse(text).map_err(named)?;
         let lines: Vec<&str> = text.lines().collect();
         let (symbols, images) = lower::link(&ast).map_err(named)?;
@@ -103,17 +89,12 @@ impl Module {
 
     /// Device address of a module-scope variable.
     pub fn address_of(&self, variable: &str) -> Option<u64> {
-        self.images
-            .iter()
-            .find(|i| i.name == variable)
-            .map(|i| i.address)
+        self.images.iter().find(|i| i.name == variable).map(|i| i.address)
     }
 
     /// Bytes of static shared memory of a kernel.
     pub fn static_shared_bytes(&self, kernel: &str) -> Option<usize> {
-        self.kernels
-            .get(kernel)
-            .map(|k| k.static_shared_end - crate::ir::SHARED_BASE)
+        self.kernels.get(kernel).map(|k| k.static_shared_end - crate::ir::SHARED_BASE)
     }
 }
 
@@ -156,28 +137,17 @@ pub struct Launch {
 impl Launch {
     /// A launch without clusters and dynamic shared memory.
     pub fn new(grid: impl Into<Dim3>, block: impl Into<Dim3>) -> Self {
-        Launch {
-            grid: grid.into().0,
-            block: block.into().0,
-            cluster: [1; 3],
-            shared_bytes: 0,
-        }
+        Launch { grid: grid.into().0, block: block.into().0, cluster: [1; 3], shared_bytes: 0 }
     }
 
     /// With dynamic shared memory.
     pub fn shared(self, bytes: u32) -> Self {
-        Launch {
-            shared_bytes: bytes,
-            ..self
-        }
+        Launch { shared_bytes: bytes, ..self }
     }
 
     /// With clusters.
     pub fn cluster(self, cluster: impl Into<Dim3>) -> Self {
-        Launch {
-            cluster: cluster.into().0,
-            ..self
-        }
+        Launch { cluster: cluster.into().0, ..self }
     }
 }
 
@@ -230,10 +200,7 @@ pub struct Gpu {
 impl Gpu {
     /// An empty GPU.
     pub fn new(config: Config) -> Self {
-        Gpu {
-            config,
-            ..Gpu::default()
-        }
+        Gpu { config, ..Gpu::default() }
     }
 
     /// Allocates uninitialised memory; its address is a multiple of 256.
@@ -252,11 +219,7 @@ impl Gpu {
 
     /// Frees memory that [`Gpu::alloc`] returned.
     pub fn free(&mut self, address: u64) -> Result<(), Error> {
-        if self.global.free(address) {
-            Ok(())
-        } else {
-            Err(invalid("no buffer starts there"))
-        }
+        if self.global.free(address) { Ok(()) } else { Err(invalid("no buffer starts there")) }
     }
 
     /// Copies from the host.
@@ -271,12 +234,7 @@ impl Gpu {
     pub fn copy_from(&mut self, address: u64, bytes: usize) -> Result<Vec<u8>, Error> {
         let found = self.global.locate(address, bytes);
         let (buffer, offset) = found.ok_or_else(|| invalid("copy outside of a buffer"))?;
-        Ok(self
-            .global
-            .buffer(buffer)
-            .bytes
-            .slice(offset, bytes)
-            .to_vec())
+        Ok(self.global.buffer(buffer).bytes.slice(offset, bytes).to_vec())
     }
 
     /// Whether every byte of a range was written.
@@ -286,31 +244,17 @@ impl Gpu {
     }
 
     /// Runs a kernel to its end.
-    pub fn launch(
-        &mut self,
-        module: &Module,
-        kernel: &str,
-        launch: Launch,
-        args: &[Arg],
-    ) -> Result<Counters, Error> {
+    pub fn launch(&mut self, module: &Module, kernel: &str, launch: Launch, args: &[Arg]) -> Result<Counters, Error> {
         let found = module.kernels.get(kernel);
         let kernel = found.ok_or_else(|| invalid(format!("no kernel {kernel} in the module")))?;
         let geometry = geometry(kernel, launch)?;
         let params = pack(kernel, args)?;
         for image in &module.images {
-            self.global
-                .place(image.address, &image.bytes, image.read_only);
+            self.global.place(image.address, &image.bytes, image.read_only);
         }
         self.launches += 1;
         let seed = self.config.seed.wrapping_add(self.launches << 32);
-        let (counters, result) = machine::run(
-            kernel,
-            &mut self.global,
-            &self.config,
-            seed,
-            geometry,
-            params,
-        );
+        let (counters, result) = machine::run(kernel, &mut self.global, &self.config, seed, geometry, params);
         result?;
         Ok(counters)
     }
@@ -325,20 +269,10 @@ fn geometry(kernel: &Kernel, launch: Launch) -> Result<Geometry, Error> {
     if volume(launch.grid) == 0 || volume(launch.grid) > u32::MAX as u64 {
         return Err(invalid(format!("a grid of {:?} blocks", launch.grid)));
     }
-    if let Some(max) = kernel
-        .bounds
-        .max_threads
-        .filter(|&max| threads > max as u64)
-    {
-        return Err(invalid(format!(
-            "{threads} threads, but the kernel allows {max}"
-        )));
+    if let Some(max) = kernel.bounds.max_threads.filter(|&max| threads > max as u64) {
+        return Err(invalid(format!("{threads} threads, but the kernel allows {max}")));
     }
-    if kernel
-        .bounds
-        .required_threads
-        .is_some_and(|r| r != launch.block)
-    {
+    if kernel.bounds.required_threads.is_some_and(|r| r != launch.block) {
         return Err(invalid("the block differs from what the kernel requires"));
     }
     let cluster = match kernel.bounds.required_cluster {
@@ -350,42 +284,27 @@ fn geometry(kernel: &Kernel, launch: Launch) -> Result<Geometry, Error> {
     };
     let fits = (0..3).all(|i| cluster[i] > 0 && launch.grid[i].is_multiple_of(cluster[i]));
     if !fits || volume(cluster) > 16 {
-        return Err(invalid(format!(
-            "clusters of {cluster:?} in a grid of {:?}",
-            launch.grid
-        )));
+        return Err(invalid(format!("clusters of {cluster:?} in a grid of {:?}", launch.grid)));
     }
     let shared = kernel.dynamic_shared as u64 + launch.shared_bytes as u64;
     if shared > crate::ir::SHARED_BASE as u64 + 227 * 1024 {
-        return Err(invalid(format!(
-            "{} bytes of shared memory",
-            launch.shared_bytes
-        )));
+        return Err(invalid(format!("{} bytes of shared memory", launch.shared_bytes)));
     }
     let (grid, block) = (launch.grid, launch.block);
-    Ok(Geometry {
-        grid,
-        block,
-        cluster,
-        dynamic_shared: launch.shared_bytes,
-    })
+    Ok(Geometry { grid, block, cluster, dynamic_shared: launch.shared_bytes })
 }
 
 /// The parameter space of a launch.
 fn pack(kernel: &Kernel, args: &[Arg]) -> Result<Vec<u8>, Error> {
     if args.len() != kernel.params.len() {
         let (given, taken) = (args.len(), kernel.params.len());
-        return Err(invalid(format!(
-            "{given} arguments, but the kernel takes {taken}"
-        )));
+        return Err(invalid(format!("{given} arguments, but the kernel takes {taken}")));
     }
     let mut params = vec![0; kernel.param_bytes];
     for (i, (arg, param)) in args.iter().zip(&kernel.params).enumerate() {
         if arg.0.len() != param.bytes {
             let (given, taken) = (arg.0.len(), param.bytes);
-            return Err(invalid(format!(
-                "argument {i} has {given} bytes, the parameter {taken}"
-            )));
+            return Err(invalid(format!("argument {i} has {given} bytes, the parameter {taken}")));
         }
         params[param.offset..param.offset + param.bytes].copy_from_slice(&arg.0);
     }

@@ -21,8 +21,7 @@ impl Reg {
 
     /// Index into the constant bank, if the slot is one.
     pub fn constant_index(self) -> Option<usize> {
-        (self.0 & Self::CONST != 0 && self != Self::SINK)
-            .then_some((self.0 & !Self::CONST) as usize)
+        (self.0 & Self::CONST != 0 && self != Self::SINK).then_some((self.0 & !Self::CONST) as usize)
     }
 
     pub fn index(self) -> usize {
@@ -39,19 +38,10 @@ pub(crate) struct Pred {
 
 impl Pred {
     /// Always true; the value of slot 0.
-    pub const TRUE: Pred = Pred {
-        index: 0,
-        negated: false,
-    };
-    pub const FALSE: Pred = Pred {
-        index: 0,
-        negated: true,
-    };
+    pub const TRUE: Pred = Pred { index: 0, negated: false };
+    pub const FALSE: Pred = Pred { index: 0, negated: true };
     /// `_`
-    pub const SINK: Pred = Pred {
-        index: u32::MAX,
-        negated: false,
-    };
+    pub const SINK: Pred = Pred { index: u32::MAX, negated: false };
 }
 
 /// `[base + offset]`; symbols are an offset to a constant zero.

@@ -90,9 +90,7 @@ impl<'a> Cx<'a> {
                 return Some(*symbol);
             }
             for &(prefix, first, count, ty) in &scope.ranges {
-                let index = name
-                    .strip_prefix(prefix)
-                    .and_then(|n| n.parse::<u32>().ok());
+                let index = name.strip_prefix(prefix).and_then(|n| n.parse::<u32>().ok());
                 if let Some(index) = index.filter(|&i| i < count) {
                     return Some(match ty {
                         Ty::Pred => Symbol::Pred(first + index),
@@ -110,11 +108,7 @@ impl<'a> Cx<'a> {
             Operand::Int(v) => self.constant(*v as u64),
             Operand::F32(bits) => self.constant(*bits as u64),
             Operand::F64(bits) => self.constant(*bits),
-            Operand::Name {
-                name,
-                negated: false,
-                offset,
-            } => match self.find(name) {
+            Operand::Name { name, negated: false, offset } => match self.find(name) {
                 Some(Symbol::Reg(reg, _)) if *offset == 0 => reg,
                 Some(Symbol::Address(_, a)) => self.constant(a.wrapping_add(*offset as u64)),
                 _ => match names::special(name).filter(|_| *offset == 0) {
@@ -132,9 +126,7 @@ impl<'a> Cx<'a> {
     /// A value of type `ty`, so that a decimal literal of an f32 instruction is an f32.
     pub fn typed_value(&mut self, operand: &Operand, ty: Ty) -> Result<Reg> {
         match operand {
-            Operand::F64(bits) if ty == Ty::F32 => {
-                Ok(self.constant((f64::from_bits(*bits) as f32).to_bits() as u64))
-            }
+            Operand::F64(bits) if ty == Ty::F32 => Ok(self.constant((f64::from_bits(*bits) as f32).to_bits() as u64)),
             _ => self.value(operand),
         }
     }
@@ -143,11 +135,7 @@ impl<'a> Cx<'a> {
     pub fn dst(&mut self, operand: &Operand) -> Result<Reg> {
         match operand {
             Operand::Name { name: "_", .. } => Ok(Reg::SINK),
-            Operand::Name {
-                name,
-                negated: false,
-                offset: 0,
-            } => match self.find(name) {
+            Operand::Name { name, negated: false, offset: 0 } => match self.find(name) {
                 Some(Symbol::Reg(reg, _)) => {
                     self.defs.push(reg);
                     Ok(reg)
@@ -179,11 +167,7 @@ impl<'a> Cx<'a> {
         match operand {
             Operand::Int(0) => Ok(Pred::FALSE),
             Operand::Int(_) => Ok(Pred::TRUE),
-            Operand::Name {
-                name,
-                negated,
-                offset: 0,
-            } => self.guard(name, *negated),
+            Operand::Name { name, negated, offset: 0 } => self.guard(name, *negated),
             _ => Err("expected a predicate".into()),
         }
     }
@@ -199,11 +183,7 @@ impl<'a> Cx<'a> {
     pub fn pred_dst(&mut self, operand: &Operand) -> Result<Pred> {
         match operand {
             Operand::Name { name: "_", .. } => Ok(Pred::SINK),
-            Operand::Name {
-                name,
-                negated: false,
-                offset: 0,
-            } => self.guard(name, false),
+            Operand::Name { name, negated: false, offset: 0 } => self.guard(name, false),
             _ => Err("expected a destination predicate".into()),
         }
     }
@@ -234,11 +214,7 @@ impl<'a> Cx<'a> {
     /// `[base + offset]`.
     pub fn addr(&mut self, operand: &Operand) -> Result<Addr> {
         match operand {
-            Operand::Memory {
-                base,
-                offset,
-                extra,
-            } if extra.is_empty() => self.base(*base, *offset),
+            Operand::Memory { base, offset, extra } if extra.is_empty() => self.base(*base, *offset),
             _ => Err("expected an address in brackets".into()),
         }
     }
@@ -246,30 +222,21 @@ impl<'a> Cx<'a> {
     /// The address part of a memory operand.
     pub fn base(&mut self, base: Option<&str>, offset: i64) -> Result<Addr> {
         let Some(name) = base else {
-            return Ok(Addr {
-                base: self.constant(0),
-                offset,
-            });
+            return Ok(Addr { base: self.constant(0), offset });
         };
         match self.find(name) {
             Some(Symbol::Reg(reg, _)) => {
                 self.uses.push(reg);
                 Ok(Addr { base: reg, offset })
             }
-            Some(Symbol::Address(_, a)) => Ok(Addr {
-                base: self.constant(a),
-                offset,
-            }),
+            Some(Symbol::Address(_, a)) => Ok(Addr { base: self.constant(a), offset }),
             _ => Err(format!("unknown address {name}")),
         }
     }
 
     /// State space of the symbol a memory operand names, if it names one.
     pub fn symbol_space(&self, operand: &Operand) -> Option<VarSpace> {
-        let Operand::Memory {
-            base: Some(name), ..
-        } = operand
-        else {
+        let Operand::Memory { base: Some(name), .. } = operand else {
             return None;
         };
         match self.find(name) {
@@ -284,9 +251,7 @@ impl<'a> Cx<'a> {
             return Err("expected a label".into());
         };
         let found = self.scopes.iter().rev().find_map(|s| s.labels.get(name));
-        found
-            .copied()
-            .ok_or_else(|| format!("unknown label {name}"))
+        found.copied().ok_or_else(|| format!("unknown label {name}"))
     }
 
     /// The function an operand names.
@@ -295,9 +260,7 @@ impl<'a> Cx<'a> {
             return Err("expected a function name".into());
         };
         let found = self.callees.get(*name);
-        found
-            .cloned()
-            .ok_or_else(|| format!("call of {name}, which has no body here"))
+        found.cloned().ok_or_else(|| format!("call of {name}, which has no body here"))
     }
 
     /// Local address of a `.param` variable of a call.

@@ -52,9 +52,7 @@ pub enum FaultKind {
     },
     /// The async proxy touches memory that was written through the generic proxy without a
     /// `fence.proxy.async` between.
-    #[error(
-        "async proxy {access}s shared 0x{address:x} written by a thread with no fence.proxy.async between"
-    )]
+    #[error("async proxy {access}s shared 0x{address:x} written by a thread with no fence.proxy.async between")]
     MissingProxyFence {
         /// "read" or "write".
         access: &'static str,
@@ -62,9 +60,7 @@ pub enum FaultKind {
         address: u64,
     },
     /// An access to bytes that an asynchronous copy is still moving.
-    #[error(
-        "{access} of {space:?} 0x{address:x}, which an asynchronous copy not yet waited for is moving"
-    )]
+    #[error("{access} of {space:?} 0x{address:x}, which an asynchronous copy not yet waited for is moving")]
     InFlight {
         /// What this access does.
         access: &'static str,
@@ -124,12 +120,7 @@ pub struct Place {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         if let Some(file) = &self.file {
-            write!(
-                f,
-                "{}:{} ",
-                file.rsplit('/').next().unwrap_or(file),
-                self.line
-            )?;
+            write!(f, "{}:{} ", file.rsplit('/').next().unwrap_or(file), self.line)?;
         }
         write!(f, "({}, PTX line {})", self.opcode, self.ptx_line)
     }
@@ -150,16 +141,8 @@ pub struct Party {
 
 impl fmt::Display for Party {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let proxy = if self.asynchronous {
-            "async proxy of "
-        } else {
-            ""
-        };
-        write!(
-            f,
-            "{proxy}block {:?} thread {:?} at {}",
-            self.block, self.thread, self.place
-        )
+        let proxy = if self.asynchronous { "async proxy of " } else { "" };
+        write!(f, "{proxy}block {:?} thread {:?} at {}", self.block, self.thread, self.place)
     }
 }
 
@@ -205,11 +188,7 @@ pub(crate) struct Raised {
 
 impl From<FaultKind> for Raise {
     fn from(kind: FaultKind) -> Self {
-        Raise(Box::new(Raised {
-            kind,
-            lane: None,
-            other: None,
-        }))
+        Raise(Box::new(Raised { kind, lane: None, other: None }))
     }
 }
 

@@ -83,10 +83,7 @@ impl Ty {
     /// Whether the type is unsigned, signed or untyped bits.
     pub fn integer(self) -> bool {
         use Ty::*;
-        matches!(
-            self,
-            B8 | B16 | B32 | B64 | U8 | U16 | U32 | U64 | S8 | S16 | S32 | S64
-        )
+        matches!(self, B8 | B16 | B32 | B64 | U8 | U16 | U32 | U64 | S8 | S16 | S32 | S64)
     }
 }
 

@@ -15,8 +15,7 @@ fn kernels_run_clean_on_every_seed() {
         let module = Module::parse(&ptx, case.file).unwrap_or_else(|e| panic!("{e}"));
         for seed in 1..=8 {
             let start = std::time::Instant::now();
-            (case.run)(&module, Config::with_seed(seed))
-                .unwrap_or_else(|e| panic!("{} seed {seed}: {e}", case.file));
+            (case.run)(&module, Config::with_seed(seed)).unwrap_or_else(|e| panic!("{} seed {seed}: {e}", case.file));
             eprintln!("{} seed {seed}: {:?}", case.file, start.elapsed());
         }
     }

@@ -15,30 +15,15 @@ const SEEDS: std::ops::RangeInclusive<u64> = 1..=5;
 
 /// Bugs in the logic of the kernels.
 const SOURCE_BUGS: &[Bug] = &[
-    Bug(
-        "permute: no __syncthreads between starts and use",
-        "permute.cu",
-        "__syncthreads();  // starts",
-        "",
-    ),
+    Bug("permute: no __syncthreads between starts and use", "permute.cu", "__syncthreads();  // starts", ""),
     Bug(
         "permute: no __syncwarp between read and add in pass 2",
         "permute.cu",
         "__syncwarp();  // pass 2, all have read",
         "",
     ),
-    Bug(
-        "permute: no __syncwarp in pass 1",
-        "permute.cu",
-        "__syncwarp();  // pass 1",
-        "",
-    ),
-    Bug(
-        "topk: no __syncthreads after clearing",
-        "topk_gate.cu",
-        "hist[e] = 0;\n  __syncthreads();",
-        "hist[e] = 0;",
-    ),
+    Bug("permute: no __syncwarp in pass 1", "permute.cu", "__syncwarp();  // pass 1", ""),
+    Bug("topk: no __syncthreads after clearing", "topk_gate.cu", "hist[e] = 0;\n  __syncthreads();", "hist[e] = 0;"),
     Bug(
         "topk: hist never cleared",
         "topk_gate.cu",
@@ -75,12 +60,7 @@ const SOURCE_BUGS: &[Bug] = &[
         "__syncthreads();  // tile may be overwritten",
         "",
     ),
-    Bug(
-        "gemm80: no __syncthreads after the copies",
-        "grouped_gemm_sm80.cu",
-        "__syncthreads();  // tile is there",
-        "",
-    ),
+    Bug("gemm80: no __syncthreads after the copies", "grouped_gemm_sm80.cu", "__syncthreads();  // tile is there", ""),
     Bug(
         "gemm80: wait_group 2 instead of 1",
         "grouped_gemm_sm80.cu",
@@ -93,12 +73,7 @@ const SOURCE_BUGS: &[Bug] = &[
         "(lane & 7) + ((lane >> 4) << 3),\n                                            ks * 2 + ((lane >> 3) & 1)",
         "(lane & 15), ks * 2 + (lane >> 4)",
     ),
-    Bug(
-        "gemm80: rows past the group stored",
-        "grouped_gemm_sm80.cu",
-        "if (row < row_end) {",
-        "if (true) {",
-    ),
+    Bug("gemm80: rows past the group stored", "grouped_gemm_sm80.cu", "if (row < row_end) {", "if (true) {"),
 ];
 
 /// Bugs inside the assembly strings.
@@ -126,12 +101,7 @@ const ASM_BUGS: &[Bug] = &[
 ];
 
 /// A change that no execution can show; see `an_unobservable_change_raises_no_alarm`.
-const UNOBSERVABLE: Bug = Bug(
-    "cp.async: no source size",
-    "ptx.cuh",
-    "[%0], [%1], 16, %2;",
-    "[%0], [%1], 16;",
-);
+const UNOBSERVABLE: Bug = Bug("cp.async: no source size", "ptx.cuh", "[%0], [%1], 16, %2;", "[%0], [%1], 16;");
 
 /// Runs the cases that a changed file concerns; the first failure of each seed.
 fn run(nvcc: &Path, bug: &Bug) -> Result<Vec<Option<String>>, String> {
@@ -139,10 +109,7 @@ fn run(nvcc: &Path, bug: &Bug) -> Result<Vec<Option<String>>, String> {
     let read = |file: &str| std::fs::read_to_string(dir.join(file)).map_err(|e| e.to_string());
     let original = read(bug.1)?;
     if original.matches(bug.2).count() != 1 {
-        return Err(format!(
-            "the text of '{}' must occur once in {}",
-            bug.0, bug.1
-        ));
+        return Err(format!("the text of '{}' must occur once in {}", bug.0, bug.1));
     }
     let changed = original.replace(bug.2, bug.3);
     let concerned = |case: &&Case| case.file == bug.1 || bug.1 == "ptx.cuh";
@@ -155,17 +122,10 @@ fn run(nvcc: &Path, bug: &Bug) -> Result<Vec<Option<String>>, String> {
             read(case.file)?.replace("#include \"ptx.cuh\"", &changed)
         };
         let ptx = common::compile(nvcc, case.file, &source, &dir, case.arch)?;
-        modules.push((
-            case,
-            Module::parse(&ptx, case.file).map_err(|e| e.to_string())?,
-        ));
+        modules.push((case, Module::parse(&ptx, case.file).map_err(|e| e.to_string())?));
     }
     Ok(SEEDS
-        .map(|seed| {
-            modules
-                .iter()
-                .find_map(|(case, module)| (case.run)(module, Config::with_seed(seed)).err())
-        })
+        .map(|seed| modules.iter().find_map(|(case, module)| (case.run)(module, Config::with_seed(seed)).err()))
         .collect())
 }
 

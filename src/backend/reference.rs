@@ -48,12 +48,15 @@ impl Backend for Reference {
 
     fn router_logits(&self, mut args: RouterLogitsArgs<'_>) -> Result<()> {
         let hidden_size = args.weight.dims()[1];
-        let logits = reference::router_logits(
+        let mut logits = reference::router_logits(
             &widen("hidden_states", args.hidden_states)?,
             &widen("weight", args.weight)?,
             args.bias.map(|bias| widen("bias", bias)).transpose()?.as_deref(),
             hidden_size,
         );
+        if args.tanh {
+            logits.iter_mut().for_each(|x| *x = x.tanh());
+        }
         store(&mut args.output, &logits)
     }
 

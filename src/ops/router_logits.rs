@@ -14,11 +14,13 @@ pub struct RouterLogitsArgs<'a> {
     pub weight: TensorView<'a>,
     /// `[E]` f32.
     pub bias: Option<TensorView<'a>>,
+    /// Whether the output is the tanh of all that: the hidden layer of a router that has one.
+    pub tanh: bool,
     /// `[T, E]` f32.
     pub output: TensorViewMut<'a>,
 }
 
-/// `output = hidden_states · weightᵀ + bias`, products and sums in f32 whatever the inputs' types.
+/// `output = hidden_states · weightᵀ + bias`, or its tanh; products and sums in f32 whatever the inputs' types.
 ///
 /// A token's result does not depend on the other tokens, bit for bit. One-column weights serve sigmoid gates.
 ///

@@ -37,7 +37,9 @@ pub struct SharedExpert {
 pub struct Layer<'a> {
     /// What the layer is.
     pub config: &'a MoeConfig,
-    /// `[E, H]`.
+    /// `[R, H]`: the router's own hidden layer.
+    pub router_hidden: Option<Vec<f64>>,
+    /// `[E, H]`; `[E, R]` behind a hidden layer.
     pub router: Linear,
     /// `[E]`.
     pub selection_bias: Option<Vec<f64>>,
@@ -62,8 +64,13 @@ pub struct LayerOutput {
 pub fn moe_layer(layer: &Layer<'_>, hidden_states: &[f64], routing: Option<Routing>) -> LayerOutput {
     let config = layer.config;
     let routing = routing.unwrap_or_else(|| {
-        let logits =
-            router_logits(hidden_states, &layer.router.weight, layer.router.bias.as_deref(), config.hidden_size);
+        let hidden = layer.router_hidden.as_ref().map(|weight| {
+            let logits = router_logits(hidden_states, weight, None, config.hidden_size);
+            logits.into_iter().map(f64::tanh).collect::<Vec<_>>()
+        });
+        let width = config.router.hidden_size.unwrap_or(config.hidden_size);
+        let input = hidden.as_deref().unwrap_or(hidden_states);
+        let logits = router_logits(input, &layer.router.weight, layer.router.bias.as_deref(), width);
         route(&Route {
             config: &config.router,
             router_logits: &logits,

@@ -49,6 +49,9 @@ pub const MASKED: u32 = u32::MAX;
 pub struct RouterConfig {
     /// k: experts per token.
     pub top_k: usize,
+    /// R: the width of the router's own hidden layer, behind a tanh (LLaMA-MoE `gate_network`); most have none.
+    #[serde(default)]
+    pub hidden_size: Option<usize>,
     /// Logits to scores, by which experts are chosen.
     pub score: ScoreFunction,
     /// Where the weights of the chosen experts come from.
@@ -92,6 +95,7 @@ impl RouterConfig {
     pub fn softmax_top_k(top_k: usize) -> Self {
         Self {
             top_k,
+            hidden_size: None,
             score: ScoreFunction::Softmax,
             weight: WeightFunction::Score,
             logit_clip: None,

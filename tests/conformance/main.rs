@@ -4,8 +4,10 @@
 //! there shows as ignored, with its reason; `FUSED_MOE_REQUIRE=cpu,wgpu,...` makes that a failure.
 
 mod combine;
+mod faults;
 mod grouped_gemm;
 mod harness;
+mod large;
 mod layer;
 mod permute;
 mod route;
@@ -28,7 +30,7 @@ static UNSUPPORTED: AtomicUsize = AtomicUsize::new(0);
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let mut trials = Vec::new();
+    let mut trials = faults::trials();
     match required() {
         Ok(required) => trials.extend(CANDIDATES.iter().flat_map(|candidate| device_trials(candidate, &required))),
         Err(problem) => trials.push(Trial::test("FUSED_MOE_REQUIRE", move || Err(problem.into()))),
@@ -43,7 +45,7 @@ fn main() -> ExitCode {
 
 /// One trial for each test on a device that is there, or one that says why it is not.
 fn device_trials(candidate: &'static Candidate, required: &[String]) -> Vec<Trial> {
-    let tests = || TESTS.iter().copied().flatten();
+    let tests = || TESTS.iter().copied().flatten().chain(if candidate.widens { &[] } else { large::TESTS });
     let name = candidate.name;
     match candidate.find(required) {
         Found::Present(device) => tests().map(|test| device_trial(name, device.clone(), test)).collect(),

@@ -12,6 +12,7 @@ pub const TESTS: &[Test] = &[
     Test { op: "router_logits", name: "experts", body: experts },
     Test { op: "router_logits", name: "hidden_sizes", body: hidden_sizes },
     Test { op: "router_logits", name: "types", body: types },
+    Test { op: "router_logits", name: "hidden_layer", body: hidden_layer },
     Test { op: "router_logits", name: "neighbours", body: neighbours },
     Test { op: "router_logits", name: "non_finite", body: non_finite },
 ];
@@ -25,6 +26,7 @@ struct Case {
     hidden_states: DType,
     weight: DType,
     bias: bool,
+    tanh: bool,
 }
 
 const BASE: Case = Case {
@@ -35,6 +37,7 @@ const BASE: Case = Case {
     hidden_states: DType::F32,
     weight: DType::F32,
     bias: true,
+    tanh: false,
 };
 
 struct Inputs {
@@ -55,7 +58,13 @@ impl Inputs {
 
     fn expected(&self, case: &Case) -> Vec<f64> {
         let bias = self.bias.as_ref().map(Floats::wide);
-        reference::router_logits(&self.hidden_states.wide(), &self.weight.wide(), bias.as_deref(), case.hidden_size)
+        let logits = reference::router_logits(
+            &self.hidden_states.wide(),
+            &self.weight.wide(),
+            bias.as_deref(),
+            case.hidden_size,
+        );
+        if case.tanh { logits.into_iter().map(f64::tanh).collect() } else { logits }
     }
 
     fn run(&self, device: &Device, case: &Case) -> Result<Vec<f64>, Problem> {
@@ -67,6 +76,7 @@ impl Inputs {
             hidden_states: hidden_states.view(),
             weight: weight.view(),
             bias: bias.as_ref().map(Tensor::as_view),
+            tanh: case.tanh,
             output: output.view_mut()?,
         };
         ops::router_logits(device, args)?;
@@ -112,6 +122,16 @@ fn types(device: &Device, log: &mut Log) -> Result<(), Failure> {
             for (num_tokens, hidden_size) in [(1, 33), (5, 64), (37, 72)] {
                 log.case(device, &Case { num_tokens, hidden_size, hidden_states, weight, ..BASE }, check)?;
             }
+        }
+    }
+    Ok(())
+}
+
+/// The hidden layer of a router that has one: the same, through a tanh.
+fn hidden_layer(device: &Device, log: &mut Log) -> Result<(), Failure> {
+    for num_tokens in [1, 8, 33] {
+        for bias in [false, true] {
+            log.case(device, &Case { num_tokens, bias, tanh: true, ..BASE }, check)?;
         }
     }
     Ok(())

@@ -69,18 +69,10 @@ pub(crate) fn decode(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<Op
     let rmw = operation(word, ty).ok_or_else(|| format!("unknown form {}", form.full()))?;
     let compare = matches!(rmw, Rmw::CompareAndSwap);
     arity(ops, atom as usize + 2 + compare as usize)?;
-    let (old, rest) = if atom {
-        (Some(&ops[0]), &ops[1..])
-    } else {
-        (None, ops)
-    };
+    let (old, rest) = if atom { (Some(&ops[0]), &ops[1..]) } else { (None, ops) };
     let addr = cx.addr(&rest[0])?;
     let b = cx.values(&rest[1])?;
-    let c = if compare {
-        cx.value(&rest[2])?
-    } else {
-        cx.constant(0)
-    };
+    let c = if compare { cx.value(&rest[2])? } else { cx.constant(0) };
     let dst = match old {
         Some(operand) => cx.dsts(operand)?,
         None => vec![Reg::SINK; count],
@@ -89,17 +81,7 @@ pub(crate) fn decode(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<Op
         return Err(form.unknown());
     }
     let (dst, b) = (dst.into(), b.into());
-    Ok(Op::Atomic(Atomic {
-        space,
-        order,
-        scope,
-        rmw,
-        bytes: ty.bytes(),
-        dst,
-        addr,
-        b,
-        c,
-    }))
+    Ok(Op::Atomic(Atomic { space, order, scope, rmw, bytes: ty.bytes(), dst, addr, b, c }))
 }
 
 fn operation(word: &str, ty: Ty) -> Option<Rmw> {
@@ -131,13 +113,7 @@ impl Atomic {
                 Rmw::CompareAndSwap if old == truncate(b, self.bytes) => c,
                 Rmw::CompareAndSwap => old,
                 Rmw::Increment => (if old32 >= b32 { 0 } else { old32 + 1 }) as u64,
-                Rmw::Decrement => {
-                    (if old32 == 0 || old32 > b32 {
-                        b32
-                    } else {
-                        old32 - 1
-                    }) as u64
-                }
+                Rmw::Decrement => (if old32 == 0 || old32 > b32 { b32 } else { old32 - 1 }) as u64,
             },
             self.bytes,
         )

@@ -71,22 +71,10 @@ pub(crate) fn decode(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<Op
         (Some(p), _) => (Reg::SINK, cx.pred_dst(p)?),
         (None, _) => (Reg::SINK, Pred::SINK),
     };
-    Ok(Op::Barrier(BarrierOp {
-        kind,
-        aligned,
-        id,
-        count,
-        dst,
-        pdst,
-        vote,
-    }))
+    Ok(Op::Barrier(BarrierOp { kind, aligned, id, count, dst, pdst, vote }))
 }
 
-type Votes<'a, 'b> = (
-    Option<&'a Operand<'b>>,
-    &'a [Operand<'b>],
-    Option<&'a Operand<'b>>,
-);
+type Votes<'a, 'b> = (Option<&'a Operand<'b>>, &'a [Operand<'b>], Option<&'a Operand<'b>>);
 
 /// `d, id{, count}, p` of a reduction.
 fn split_votes<'a, 'b>(ops: &'a [Operand<'b>]) -> Result<Votes<'a, 'b>, String> {
@@ -115,10 +103,7 @@ pub(crate) fn execute(m: &mut Machine, at: At, op: &BarrierOp) -> Result<Flow, R
         return Ok(take_result(m, at, op, id));
     }
     if count.is_some_and(|c| c == 0 || c % 32 != 0) {
-        let text = format!(
-            "thread count {} is not a multiple of the warp size",
-            count.unwrap_or(0)
-        );
+        let text = format!("thread count {} is not a multiple of the warp size", count.unwrap_or(0));
         return Err(FaultKind::Barrier(text).into());
     }
     arrive(m, at, op, id, count)?;
@@ -132,11 +117,7 @@ pub(crate) fn execute(m: &mut Machine, at: At, op: &BarrierOp) -> Result<Flow, R
     }
     if reduction {
         m.warp_mut(at).voted |= 1 << id;
-        return Ok(if complete {
-            take_result(m, at, op, id)
-        } else {
-            Flow::Park(Wait::Barrier(id as u32))
-        });
+        return Ok(if complete { take_result(m, at, op, id) } else { Flow::Park(Wait::Barrier(id as u32)) });
     }
     if complete {
         let clock = m.ctas[at.cta].last_clock[id].clone();
@@ -160,29 +141,15 @@ fn take_result(m: &mut Machine, at: At, op: &BarrierOp, id: usize) -> Flow {
     Flow::Next
 }
 
-fn arrive(
-    m: &mut Machine,
-    at: At,
-    op: &BarrierOp,
-    id: usize,
-    count: Option<u32>,
-) -> Result<(), Raise> {
-    no_poison(
-        m,
-        m.warp(at).pred_taint(op.vote) & at.lanes,
-        "is voted with",
-    )?;
+fn arrive(m: &mut Machine, at: At, op: &BarrierOp, id: usize, count: Option<u32>) -> Result<(), Raise> {
+    no_poison(m, m.warp(at).pred_taint(op.vote) & at.lanes, "is voted with")?;
     let vote = m.warp(at).pred(op.vote) & at.lanes;
     let threads = m.warp(at).threads;
     let lanes = at.lanes;
     let barrier = &mut m.ctas[at.cta].barriers[id];
     if barrier.arrived > 0 && barrier.expected != count {
         let show = |c: Option<u32>| c.map_or("all threads".to_string(), |n| format!("{n} threads"));
-        let text = format!(
-            "barrier {id} waits for {} here and {} elsewhere",
-            show(count),
-            show(barrier.expected)
-        );
+        let text = format!("barrier {id} waits for {} here and {} elsewhere", show(count), show(barrier.expected));
         return Err(FaultKind::Barrier(text).into());
     }
     if barrier.arrived == 0 {
@@ -208,10 +175,7 @@ fn is_complete(m: &Machine, cta: usize, id: usize) -> Result<bool, Raise> {
     let barrier = &cta.barriers[id];
     let expected = barrier.expected.unwrap_or_else(|| cta.running());
     if barrier.arrived > expected {
-        let text = format!(
-            "{} threads arrive at barrier {id}, which waits for {expected}",
-            barrier.arrived
-        );
+        let text = format!("{} threads arrive at barrier {id}, which waits for {expected}", barrier.arrived);
         return Err(FaultKind::Barrier(text).into());
     }
     Ok(barrier.arrived == expected)
@@ -235,10 +199,7 @@ fn release(m: &mut Machine, cta: usize, id: usize) {
 pub(crate) fn after_exit(m: &mut Machine, cta: usize) {
     for id in 0..16 {
         let barrier = &m.ctas[cta].barriers[id];
-        if barrier.arrived > 0
-            && barrier.expected.is_none()
-            && barrier.arrived == m.ctas[cta].running()
-        {
+        if barrier.arrived > 0 && barrier.expected.is_none() && barrier.arrived == m.ctas[cta].running() {
             release(m, cta, id);
         }
     }

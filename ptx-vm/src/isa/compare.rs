@@ -24,13 +24,7 @@ struct Cmp {
 
 impl Cmp {
     fn parse(word: &str) -> Option<Cmp> {
-        let cmp = |less, equal, greater| Cmp {
-            less,
-            equal,
-            greater,
-            unordered: false,
-            unsigned: false,
-        };
+        let cmp = |less, equal, greater| Cmp { less, equal, greater, unordered: false, unsigned: false };
         let base = match word {
             "eq" | "equ" => cmp(false, true, false),
             "ne" | "neu" => cmp(true, false, true),
@@ -44,11 +38,7 @@ impl Cmp {
         };
         let unordered = matches!(word, "equ" | "neu" | "ltu" | "leu" | "gtu" | "geu" | "nan");
         let unsigned = matches!(word, "lo" | "ls" | "hi" | "hs");
-        Some(Cmp {
-            unordered,
-            unsigned,
-            ..base
-        })
+        Some(Cmp { unordered, unsigned, ..base })
     }
 
     fn holds(self, order: Option<std::cmp::Ordering>) -> bool {
@@ -71,9 +61,7 @@ impl Cmp {
             Ty::F64 => f64::from_bits(a).partial_cmp(&f64::from_bits(b)),
             Ty::F16 => F16.decode(half(a)).partial_cmp(&F16.decode(half(b))),
             Ty::BF16 => BF16.decode(half(a)).partial_cmp(&BF16.decode(half(b))),
-            _ if ty.signed() && !self.unsigned => {
-                Some(sign_extend(a, ty.bytes()).cmp(&sign_extend(b, ty.bytes())))
-            }
+            _ if ty.signed() && !self.unsigned => Some(sign_extend(a, ty.bytes()).cmp(&sign_extend(b, ty.bytes()))),
             _ => Some(truncate(a, ty.bytes()).cmp(&truncate(b, ty.bytes()))),
         })
     }
@@ -186,12 +174,7 @@ pub(crate) fn decode(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<Op
                 Operand::Pair(p, q) => (cx.pred_dst(p)?, cx.pred_dst(q)?),
                 p => (cx.pred_dst(p)?, Pred::SINK),
             };
-            Compare::Setp {
-                cmp,
-                combine,
-                dst,
-                other,
-            }
+            Compare::Setp { cmp, combine, dst, other }
         }
         "set" => {
             let (cmp, boolean, ftz) = comparison(form)?;
@@ -203,24 +186,13 @@ pub(crate) fn decode(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<Op
                 _ => return Err(form.unknown()),
             };
             let (cmp, combine) = operands(cx, (cmp, boolean, ftz, ty), ops)?;
-            Compare::Set {
-                cmp,
-                combine,
-                dst: cx.dst(&ops[0])?,
-                one,
-            }
+            Compare::Set { cmp, combine, dst: cx.dst(&ops[0])?, one }
         }
         "selp" => {
             let ty = form.ty()?;
             arity(ops, 4)?;
             let (a, b) = (cx.typed_value(&ops[1], ty)?, cx.typed_value(&ops[2], ty)?);
-            Compare::Selp {
-                dst: cx.dst(&ops[0])?,
-                a,
-                b,
-                p: cx.pred(&ops[3])?,
-                bytes: ty.bytes(),
-            }
+            Compare::Selp { dst: cx.dst(&ops[0])?, a, b, p: cx.pred(&ops[3])?, bytes: ty.bytes() }
         }
         "slct" => {
             form.take("ftz");
@@ -232,14 +204,7 @@ pub(crate) fn decode(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<Op
             };
             arity(ops, 4)?;
             let (a, b, c) = (cx.value(&ops[1])?, cx.value(&ops[2])?, cx.value(&ops[3])?);
-            Compare::Slct {
-                dst: cx.dst(&ops[0])?,
-                a,
-                b,
-                c,
-                float,
-                bytes: ty.bytes(),
-            }
+            Compare::Slct { dst: cx.dst(&ops[0])?, a, b, c, float, bytes: ty.bytes() }
         }
         _ => {
             let class = form.take_with(class).ok_or_else(|| form.unknown())?;
@@ -249,12 +214,7 @@ pub(crate) fn decode(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<Op
             }
             arity(ops, 2)?;
             let a = cx.value(&ops[1])?;
-            Compare::Test {
-                dst: cx.pred_dst(&ops[0])?,
-                a,
-                class,
-                double: ty == Ty::F64,
-            }
+            Compare::Test { dst: cx.pred_dst(&ops[0])?, a, class, double: ty == Ty::F64 }
         }
     };
     form.end()?;
@@ -300,11 +260,7 @@ fn operands(
 }
 
 /// `and.pred`, `or.pred`, `xor.pred`, `not.pred`; `mov.pred` comes here too.
-pub(crate) fn decode_predicate_logic(
-    cx: &mut Cx,
-    form: &mut Form,
-    ops: &[Operand],
-) -> Result<Op, String> {
+pub(crate) fn decode_predicate_logic(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<Op, String> {
     let word = form.next();
     form.require("pred")?;
     form.end()?;
@@ -312,12 +268,7 @@ pub(crate) fn decode_predicate_logic(
         Some(op) => {
             arity(ops, 3)?;
             let (a, b) = (cx.pred(&ops[1])?, cx.pred(&ops[2])?);
-            Compare::Logic {
-                op,
-                dst: cx.pred_dst(&ops[0])?,
-                a,
-                b,
-            }
+            Compare::Logic { op, dst: cx.pred_dst(&ops[0])?, a, b }
         }
         None => {
             arity(ops, 2)?;
@@ -327,12 +278,7 @@ pub(crate) fn decode_predicate_logic(
                 "mov" => {}
                 _ => return Err(form.unknown()),
             }
-            Compare::Logic {
-                op: Bool::And,
-                dst: cx.pred_dst(&ops[0])?,
-                a,
-                b: Pred::TRUE,
-            }
+            Compare::Logic { op: Bool::And, dst: cx.pred_dst(&ops[0])?, a, b: Pred::TRUE }
         }
     };
     Ok(Op::Compare(compare))
@@ -351,22 +297,14 @@ fn compare_lanes(m: &Machine, at: At, c: &Cmpr, combine: Combine) -> (u32, u32, 
         None => (holds, !holds, taint),
         Some((op, p)) => {
             let other = warp.pred(p);
-            (
-                op.apply(holds, other),
-                op.apply(!holds, other),
-                taint | warp.pred_taint(p),
-            )
+            (op.apply(holds, other), op.apply(!holds, other), taint | warp.pred_taint(p))
         }
     }
 }
 
 fn classify(class: Class, bits: u64, double: bool) -> bool {
     use std::num::FpCategory::{Infinite, Nan, Normal, Subnormal};
-    let category = if double {
-        f64::from_bits(bits).classify()
-    } else {
-        f32::from_bits(bits as u32).classify()
-    };
+    let category = if double { f64::from_bits(bits).classify() } else { f32::from_bits(bits as u32).classify() };
     match class {
         Class::Finite => !matches!(category, Nan | Infinite),
         Class::Infinite => category == Infinite,
@@ -379,68 +317,34 @@ fn classify(class: Class, bits: u64, double: bool) -> bool {
 
 pub(crate) fn execute(m: &mut Machine, at: At, op: &Compare) -> Result<Flow, Raise> {
     match op {
-        Compare::Setp {
-            cmp,
-            combine,
-            dst,
-            other,
-        } => {
+        Compare::Setp { cmp, combine, dst, other } => {
             let (holds, not, taint) = compare_lanes(m, at, cmp, *combine);
             let warp = m.warp_mut(at);
             warp.write_pred(*dst, at.lanes, holds, taint);
             warp.write_pred(*other, at.lanes, not, taint);
         }
-        Compare::Set {
-            cmp,
-            combine,
-            dst,
-            one,
-        } => {
+        Compare::Set { cmp, combine, dst, one } => {
             let (holds, _, taint) = compare_lanes(m, at, cmp, *combine);
             let out = std::array::from_fn(|l| if holds >> l & 1 == 1 { *one } else { 0 });
             m.warp_mut(at).write(*dst, at.lanes, &out, taint);
         }
-        Compare::Selp {
-            dst,
-            a,
-            b,
-            p,
-            bytes,
-        } => {
+        Compare::Selp { dst, a, b, p, bytes } => {
             let warp = m.warp(at);
             let choice = warp.pred(*p);
             select(m, at, choice, warp.pred_taint(*p), (*dst, *a, *b, *bytes));
         }
-        Compare::Slct {
-            dst,
-            a,
-            b,
-            c,
-            float,
-            bytes,
-        } => {
+        Compare::Slct { dst, a, b, c, float, bytes } => {
             let taint = m.taint(at, *c);
             let choice = (0..32).fold(0, |mask, lane| {
                 let v = m.read(at, *c)[lane] as u32;
-                let yes = if *float {
-                    f32::from_bits(v) >= 0.0
-                } else {
-                    v as i32 >= 0
-                };
+                let yes = if *float { f32::from_bits(v) >= 0.0 } else { v as i32 >= 0 };
                 mask | (yes as u32) << lane
             });
             select(m, at, choice, taint, (*dst, *a, *b, *bytes));
         }
-        Compare::Test {
-            dst,
-            a,
-            class,
-            double,
-        } => {
+        Compare::Test { dst, a, class, double } => {
             let values = m.read(at, *a);
-            let holds = (0..32).fold(0, |h, l| {
-                h | (classify(*class, values[l], *double) as u32) << l
-            });
+            let holds = (0..32).fold(0, |h, l| h | (classify(*class, values[l], *double) as u32) << l);
             let taint = m.taint(at, *a);
             m.warp_mut(at).write_pred(*dst, at.lanes, holds, taint);
         }
@@ -461,16 +365,9 @@ pub(crate) fn execute(m: &mut Machine, at: At, op: &Compare) -> Result<Flow, Rai
 }
 
 /// Writes `a` where `choice` is set, else `b`; only the chosen value can be poison.
-fn select(
-    m: &mut Machine,
-    at: At,
-    choice: u32,
-    taint: u32,
-    (dst, a, b, bytes): (Reg, Reg, Reg, usize),
-) {
+fn select(m: &mut Machine, at: At, choice: u32, taint: u32, (dst, a, b, bytes): (Reg, Reg, Reg, usize)) {
     let (va, vb) = (*m.read(at, a), *m.read(at, b));
-    let out =
-        std::array::from_fn(|l| truncate(if choice >> l & 1 == 1 { va[l] } else { vb[l] }, bytes));
+    let out = std::array::from_fn(|l| truncate(if choice >> l & 1 == 1 { va[l] } else { vb[l] }, bytes));
     let taint = taint | m.taint(at, a) & choice | m.taint(at, b) & !choice;
     m.warp_mut(at).write(dst, at.lanes, &out, taint);
 }

@@ -98,19 +98,12 @@ fn call(cx: &mut Cx, ops: &[Operand]) -> Result<Control, String> {
     }
     let mut copies = vec![];
     for (argument, &(to, bytes)) in arguments.iter().zip(&callee.params) {
-        copies.push(Copy {
-            from: cx.call_param(argument)? as usize,
-            to: to as usize,
-            bytes,
-        });
+        copies.push(Copy { from: cx.call_param(argument)? as usize, to: to as usize, bytes });
     }
     for (result, &(from, _)) in results.iter().zip(&callee.returns) {
         cx.alias_result(result, from)?;
     }
-    Ok(Control::Call {
-        entry: callee.entry,
-        copies: copies.into(),
-    })
+    Ok(Control::Call { entry: callee.entry, copies: copies.into() })
 }
 
 pub(crate) fn execute(m: &mut Machine, at: At, op: &Control) -> Result<Flow, Raise> {
@@ -137,11 +130,7 @@ pub(crate) fn execute(m: &mut Machine, at: At, op: &Control) -> Result<Flow, Rai
             warp.priority = warp.priority.saturating_sub(1 << 40);
             let again = warp.sleeps == (at.pc, seen);
             warp.sleeps = (at.pc, seen);
-            if again {
-                Flow::NextThen(Wait::Progress(seen))
-            } else {
-                Flow::Next
-            }
+            if again { Flow::NextThen(Wait::Progress(seen)) } else { Flow::Next }
         }
         Control::Nothing => Flow::Next,
     })

@@ -10,11 +10,7 @@ const NARROW: &[&str] = &["rn", "rz", "rm", "rp", "ftz", "sat", "relu", "satfini
 const SAME: &[&str] = &["rni", "rzi", "rmi", "rpi", "rn", "ftz", "sat"];
 
 fn flush(m: Mods, v: f32) -> f32 {
-    if m.ftz && v.is_subnormal() {
-        0f32.copysign(v)
-    } else {
-        v
-    }
+    if m.ftz && v.is_subnormal() { 0f32.copysign(v) } else { v }
 }
 
 /// f32 and wider inputs as f64; `.ftz` applies to f32.
@@ -62,11 +58,7 @@ macro_rules! float_to_int {
 fn from_int(v: i128, m: Mods) -> (f64, f64) {
     let near = v as f64;
     let rest = (v - near as i128) as f64;
-    if m.sat {
-        (near.clamp(0.0, 1.0), 0.0)
-    } else {
-        (near, rest)
-    }
+    if m.sat { (near.clamp(0.0, 1.0), 0.0) } else { (near, rest) }
 }
 
 macro_rules! int_to_float {
@@ -94,11 +86,7 @@ macro_rules! int_to_float {
 /// `$a` as `$d`, kept in the unsigned twin `$u`.
 macro_rules! cast {
     ($m:ident, $a:expr, $d:ident, $u:ident) => {
-        (if $m.sat {
-            ($a as i128).clamp($d::MIN as i128, $d::MAX as i128) as $d
-        } else {
-            $a as $d
-        }) as $u as u64
+        (if $m.sat { ($a as i128).clamp($d::MIN as i128, $d::MAX as i128) as $d } else { $a as $d }) as $u as u64
     };
 }
 
@@ -131,17 +119,9 @@ fn narrow_unit(format: Format, m: Mods, v: f64) -> u64 {
         return 0;
     }
     let v = if m.sat { v.clamp(0.0, 1.0) } else { v };
-    let v = if m.integral {
-        to_integral(m.round, v)
-    } else {
-        v
-    };
+    let v = if m.integral { to_integral(m.round, v) } else { v };
     let bits = narrow(format, Mods { sat: false, ..m }, v);
-    if m.ftz && format == fp::F32 {
-        flush(m, f32::from_bits(bits as u32)).to_bits() as u64
-    } else {
-        bits
-    }
+    if m.ftz && format == fp::F32 { flush(m, f32::from_bits(bits as u32)).to_bits() as u64 } else { bits }
 }
 
 /// The first source becomes the upper half.
@@ -151,11 +131,7 @@ fn pair(format: Format, m: Mods, a: f64, b: f64, bits: u32) -> u64 {
 
 fn tf32(m: Mods, a: u64) -> u64 {
     let v = f32_in(m, a);
-    if v.is_nan() {
-        0x7fff_ffff
-    } else {
-        narrow(TF32, m, v) << 13
-    }
+    if v.is_nan() { 0x7fff_ffff } else { narrow(TF32, m, v) << 13 }
 }
 
 fn unpack_fp8(format: Format, a: u64) -> u64 {
@@ -164,84 +140,37 @@ fn unpack_fp8(format: Format, a: u64) -> u64 {
 }
 
 fn halves(a: u64) -> (f64, f64) {
-    (
-        F16.decode((a >> 16) as u16 as u32),
-        F16.decode(a as u16 as u32),
-    )
+    (F16.decode((a >> 16) as u16 as u32), F16.decode(a as u16 as u32))
 }
 
 const FLOATS: &[Row] = &[
-    row("cvt.f32.f32", SAME, 1, |m, a, _, _, _| {
-        narrow_unit(fp::F32, m, f32_in(m, a))
-    }),
-    row("cvt.f32.f64", NARROW, 1, |m, a, _, _, _| {
-        narrow_unit(fp::F32, m, f64_in(m, a))
-    }),
-    row("cvt.f32.f16", &["ftz", "sat"], 1, |m, a, _, _, _| {
-        narrow_unit(fp::F32, m, f16_in(m, a))
-    }),
-    row("cvt.f32.bf16", &["ftz", "sat"], 1, |m, a, _, _, _| {
-        narrow_unit(fp::F32, m, bf16_in(m, a))
-    }),
+    row("cvt.f32.f32", SAME, 1, |m, a, _, _, _| narrow_unit(fp::F32, m, f32_in(m, a))),
+    row("cvt.f32.f64", NARROW, 1, |m, a, _, _, _| narrow_unit(fp::F32, m, f64_in(m, a))),
+    row("cvt.f32.f16", &["ftz", "sat"], 1, |m, a, _, _, _| narrow_unit(fp::F32, m, f16_in(m, a))),
+    row("cvt.f32.bf16", &["ftz", "sat"], 1, |m, a, _, _, _| narrow_unit(fp::F32, m, bf16_in(m, a))),
     row("cvt.f64.f32", &["ftz", "sat"], 1, |m, a, _, _, _| {
         let v = f32_in(m, a);
         (if m.sat { v.clamp(0.0, 1.0) } else { v }).to_bits()
     }),
-    row("cvt.f64.f16", &["sat"], 1, |_, a, _, _, _| {
-        F16.decode(a as u16 as u32).to_bits()
-    }),
-    row("cvt.f64.bf16", &[], 1, |_, a, _, _, _| {
-        BF16.decode(a as u16 as u32).to_bits()
-    }),
+    row("cvt.f64.f16", &["sat"], 1, |_, a, _, _, _| F16.decode(a as u16 as u32).to_bits()),
+    row("cvt.f64.bf16", &[], 1, |_, a, _, _, _| BF16.decode(a as u16 as u32).to_bits()),
     row("cvt.f64.f64", SAME, 1, |m, a, _, _, _| {
         let v = f64_in(m, a);
         let v = if m.sat { v.clamp(0.0, 1.0) } else { v };
-        (if m.integral {
-            to_integral(m.round, v)
-        } else {
-            v
-        })
-        .to_bits()
+        (if m.integral { to_integral(m.round, v) } else { v }).to_bits()
     }),
-    row("cvt.f16.f16", SAME, 1, |m, a, _, _, _| {
-        narrow_unit(F16, m, f16_in(m, a))
-    }),
-    row("cvt.f16.f32", NARROW, 1, |m, a, _, _, _| {
-        narrow_unit(F16, m, f32_in(m, a))
-    }),
-    row("cvt.f16.f64", NARROW, 1, |m, a, _, _, _| {
-        narrow_unit(F16, m, f64_in(m, a))
-    }),
-    row("cvt.bf16.f32", NARROW, 1, |m, a, _, _, _| {
-        narrow(BF16, m, f32_in(m, a))
-    }),
-    row("cvt.bf16.f64", NARROW, 1, |m, a, _, _, _| {
-        narrow(BF16, m, f64_in(m, a))
-    }),
-    row("cvt.bf16.f16", NARROW, 1, |m, a, _, _, _| {
-        narrow(BF16, m, f16_in(m, a))
-    }),
-    row("cvt.f16.bf16", NARROW, 1, |m, a, _, _, _| {
-        narrow(F16, m, bf16_in(m, a))
-    }),
-    row("cvt.f16x2.f32", NARROW, 2, |m, a, b, _, _| {
-        pair(F16, m, f32_in(m, a), f32_in(m, b), 16)
-    }),
-    row("cvt.bf16x2.f32", NARROW, 2, |m, a, b, _, _| {
-        pair(BF16, m, f32_in(m, a), f32_in(m, b), 16)
-    }),
-    row(
-        "cvt.tf32.f32",
-        &["rna", "rn", "rz", "relu", "satfinite"],
-        1,
-        |m, a, _, _, _| tf32(m, a),
-    ),
-    row("cvt.e4m3x2.f32", NARROW, 2, |m, a, b, _, _| {
-        pair(E4M3, m, f32_in(m, a), f32_in(m, b), 8)
-    }),
-    row("cvt.e5m2x2.f32", NARROW, 2, |m, a, b, _, _| {
-        pair(E5M2, m, f32_in(m, a), f32_in(m, b), 8)
-    }),
+    row("cvt.f16.f16", SAME, 1, |m, a, _, _, _| narrow_unit(F16, m, f16_in(m, a))),
+    row("cvt.f16.f32", NARROW, 1, |m, a, _, _, _| narrow_unit(F16, m, f32_in(m, a))),
+    row("cvt.f16.f64", NARROW, 1, |m, a, _, _, _| narrow_unit(F16, m, f64_in(m, a))),
+    row("cvt.bf16.f32", NARROW, 1, |m, a, _, _, _| narrow(BF16, m, f32_in(m, a))),
+    row("cvt.bf16.f64", NARROW, 1, |m, a, _, _, _| narrow(BF16, m, f64_in(m, a))),
+    row("cvt.bf16.f16", NARROW, 1, |m, a, _, _, _| narrow(BF16, m, f16_in(m, a))),
+    row("cvt.f16.bf16", NARROW, 1, |m, a, _, _, _| narrow(F16, m, bf16_in(m, a))),
+    row("cvt.f16x2.f32", NARROW, 2, |m, a, b, _, _| pair(F16, m, f32_in(m, a), f32_in(m, b), 16)),
+    row("cvt.bf16x2.f32", NARROW, 2, |m, a, b, _, _| pair(BF16, m, f32_in(m, a), f32_in(m, b), 16)),
+    row("cvt.tf32.f32", &["rna", "rn", "rz", "relu", "satfinite"], 1, |m, a, _, _, _| tf32(m, a)),
+    row("cvt.e4m3x2.f32", NARROW, 2, |m, a, b, _, _| pair(E4M3, m, f32_in(m, a), f32_in(m, b), 8)),
+    row("cvt.e5m2x2.f32", NARROW, 2, |m, a, b, _, _| pair(E5M2, m, f32_in(m, a), f32_in(m, b), 8)),
     row("cvt.e4m3x2.f16x2", NARROW, 1, |m, a, _, _, _| {
         let (high, low) = halves(a);
         pair(E4M3, m, high, low, 8)
@@ -250,12 +179,8 @@ const FLOATS: &[Row] = &[
         let (high, low) = halves(a);
         pair(E5M2, m, high, low, 8)
     }),
-    row("cvt.f16x2.e4m3x2", NARROW, 1, |_, a, _, _, _| {
-        unpack_fp8(E4M3, a)
-    }),
-    row("cvt.f16x2.e5m2x2", NARROW, 1, |_, a, _, _, _| {
-        unpack_fp8(E5M2, a)
-    }),
+    row("cvt.f16x2.e4m3x2", NARROW, 1, |_, a, _, _, _| unpack_fp8(E4M3, a)),
+    row("cvt.f16x2.e5m2x2", NARROW, 1, |_, a, _, _, _| unpack_fp8(E5M2, a)),
 ];
 
 /// The table of this family.

@@ -71,19 +71,14 @@ pub(crate) fn decode(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<Op
     form.require("async")?;
     let op = match form.next() {
         "commit_group" => CpAsync::Commit,
-        "wait_group" => CpAsync::Wait {
-            left: cx.value(ops.first().ok_or("expected a count")?)?,
-        },
+        "wait_group" => CpAsync::Wait { left: cx.value(ops.first().ok_or("expected a count")?)? },
         "wait_all" => CpAsync::WaitAll,
         "mbarrier" => {
             form.require("arrive")?;
             let noinc = form.take("noinc");
             let _ = form.take("shared") || form.take("shared::cta");
             form.require("b64")?;
-            CpAsync::Arrive {
-                addr: cx.addr(ops.first().ok_or("expected an address")?)?,
-                noinc,
-            }
+            CpAsync::Arrive { addr: cx.addr(ops.first().ok_or("expected an address")?)?, noinc }
         }
         "ca" | "cg" => copy(cx, form, ops)?,
         _ => return Err(form.unknown()),
@@ -99,11 +94,7 @@ fn copy(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<CpAsync, String
     form.require("global")?;
     let hint = form.take("L2::cache_hint");
     let _ = form.take("L2::64B") || form.take("L2::128B") || form.take("L2::256B");
-    let ops = if hint {
-        &ops[..ops.len().saturating_sub(1)]
-    } else {
-        ops
-    };
+    let ops = if hint { &ops[..ops.len().saturating_sub(1)] } else { ops };
     let (limit, [dst, src, size]) = match ops {
         [d, s, n] => (Limit::Full, [d, s, n]),
         [d, s, n, p] if cx.is_pred(p) => (Limit::Ignore(cx.pred(p)?), [d, s, n]),
@@ -114,22 +105,12 @@ fn copy(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<CpAsync, String
         Operand::Int(n @ (4 | 8 | 16)) => *n as usize,
         _ => return Err("cp.async copies 4, 8 or 16 bytes".into()),
     };
-    Ok(CpAsync::Copy {
-        dst: cx.addr(dst)?,
-        src: cx.addr(src)?,
-        bytes,
-        limit,
-    })
+    Ok(CpAsync::Copy { dst: cx.addr(dst)?, src: cx.addr(src)?, bytes, limit })
 }
 
 pub(crate) fn execute(m: &mut Machine, at: At, op: &CpAsync) -> Result<Flow, Raise> {
     match op {
-        CpAsync::Copy {
-            dst,
-            src,
-            bytes,
-            limit,
-        } => {
+        CpAsync::Copy { dst, src, bytes, limit } => {
             let dst = super::memory::addresses(m, at, *dst)?;
             let src = super::memory::addresses(m, at, *src)?;
             for lane in lanes(at.lanes) {
@@ -180,16 +161,8 @@ fn issue(
     let from_source = match limit {
         Limit::Full => bytes,
         Limit::Ignore(p) => {
-            no_poison(
-                m,
-                m.warp(at).pred_taint(p) & 1 << lane,
-                "decides what is copied",
-            )?;
-            if m.warp(at).pred(p) >> lane & 1 == 1 {
-                0
-            } else {
-                bytes
-            }
+            no_poison(m, m.warp(at).pred_taint(p) & 1 << lane, "decides what is copied")?;
+            if m.warp(at).pred(p) >> lane & 1 == 1 { 0 } else { bytes }
         }
         Limit::Bytes(reg) => {
             no_poison(m, m.taint(at, reg) & 1 << lane, "decides what is copied")?;
@@ -205,11 +178,7 @@ fn issue(
         n => {
             if src % bytes as u64 != 0 {
                 let space = Space::Global;
-                let fault = FaultKind::Misaligned {
-                    space,
-                    address: src,
-                    align: bytes,
-                };
+                let fault = FaultKind::Misaligned { space, address: src, align: bytes };
                 return Err(Raise::from(fault).lane(lane));
             }
             let target = m.resolve(at, lane, Space::Global, src, n, 1)?;
@@ -217,21 +186,12 @@ fn issue(
             Some(target)
         }
     };
-    let begun = m.with_shadow(at, lane, dst, Strength::Weak, |s, o, a| {
-        s.begin_copy(o, bytes, a)
-    });
+    let begun = m.with_shadow(at, lane, dst, Strength::Weak, |s, o, a| s.begin_copy(o, bytes, a));
     begun.map_err(|c| conflict("copy", dst, c).lane(lane))?;
     if let Target::Shared(cta, offset) = dst {
         m.ctas[cta].shared.poison(offset, bytes);
     }
-    let copy = Copy {
-        dst,
-        src,
-        bytes,
-        from_source,
-        pc: at.pc,
-        landed: false,
-    };
+    let copy = Copy { dst, src, bytes, from_source, pc: at.pc, landed: false };
     m.warp_mut(at).copies.lanes[lane].open.push(copy);
     Ok(())
 }
@@ -244,12 +204,7 @@ fn land(m: &mut Machine, copy: &mut Copy) {
     let shared = &mut m.ctas[cta].shared;
     shared.fill_zero(offset, copy.bytes);
     if let Some(Target::Global(buffer, from)) = copy.src {
-        shared.copy_from(
-            offset,
-            &m.global.buffer(buffer).bytes,
-            from,
-            copy.from_source,
-        );
+        shared.copy_from(offset, &m.global.buffer(buffer).bytes, from, copy.from_source);
     }
     copy.landed = true;
 }
@@ -263,11 +218,10 @@ fn wait(m: &mut Machine, at: At, lane: usize, left: usize) {
                 land(m, &mut copy);
             }
             let then = At { pc: copy.pc, ..at };
-            let done: Result<(), _> =
-                m.with_shadow(then, lane, copy.dst, Strength::Weak, |s, o, a| {
-                    s.land(o, copy.bytes, a);
-                    Ok(())
-                });
+            let done: Result<(), _> = m.with_shadow(then, lane, copy.dst, Strength::Weak, |s, o, a| {
+                s.land(o, copy.bytes, a);
+                Ok(())
+            });
             debug_assert!(done.is_ok());
         }
     }

@@ -77,30 +77,12 @@ pub(crate) fn decode(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<Op
             let bytes = form.ty()?.bytes();
             arity(ops, 2)?;
             let (src, dst) = (cx.value(&ops[1])?, cx.dst(&ops[0])?);
-            if to {
-                Data::FromGeneric {
-                    dst,
-                    src,
-                    space,
-                    bytes,
-                }
-            } else {
-                Data::ToGeneric {
-                    dst,
-                    src,
-                    space,
-                    bytes,
-                }
-            }
+            if to { Data::FromGeneric { dst, src, space, bytes } } else { Data::ToGeneric { dst, src, space, bytes } }
         }
         _ => {
             let space = form.take_with(space).ok_or_else(|| form.unknown())?;
             arity(ops, 2)?;
-            Data::IsSpace {
-                src: cx.value(&ops[1])?,
-                dst: cx.pred_dst(&ops[0])?,
-                space,
-            }
+            Data::IsSpace { src: cx.value(&ops[1])?, dst: cx.pred_dst(&ops[0])?, space }
         }
     };
     form.end()?;
@@ -111,15 +93,9 @@ fn mov(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<Data, String> {
     let ty = form.ty()?;
     let bytes = ty.bytes();
     arity(ops, 2)?;
-    if let Operand::Name {
-        name: "%clock" | "%clock_hi" | "%clock64" | "%globaltimer" | "%globaltimer_lo",
-        ..
-    } = ops[1]
+    if let Operand::Name { name: "%clock" | "%clock_hi" | "%clock64" | "%globaltimer" | "%globaltimer_lo", .. } = ops[1]
     {
-        return Ok(Data::Clock {
-            dst: cx.dst(&ops[0])?,
-            bytes,
-        });
+        return Ok(Data::Clock { dst: cx.dst(&ops[0])?, bytes });
     }
     let part = |n: usize| {
         if n > 0 && bytes.is_multiple_of(n) && bytes <= 8 {
@@ -132,28 +108,16 @@ fn mov(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<Data, String> {
         (Operand::Vector(d), src) if !matches!(src, Operand::Vector(_)) => {
             let bytes = part(d.len())?;
             let src = cx.value(src)?;
-            Data::Unpack {
-                dst: cx.dsts(&ops[0])?.into(),
-                src,
-                bytes,
-            }
+            Data::Unpack { dst: cx.dsts(&ops[0])?.into(), src, bytes }
         }
         (dst, Operand::Vector(s)) if !matches!(dst, Operand::Vector(_)) => {
             let bytes = part(s.len())?;
             let src = cx.values(&ops[1])?.into();
-            Data::Pack {
-                dst: cx.dst(dst)?,
-                src,
-                bytes,
-            }
+            Data::Pack { dst: cx.dst(dst)?, src, bytes }
         }
         (dst, src) if ty != Ty::B128 => {
             let src = cx.typed_value(src, ty)?;
-            Data::Mov {
-                dst: cx.dst(dst)?,
-                src,
-                bytes,
-            }
+            Data::Mov { dst: cx.dst(dst)?, src, bytes }
         }
         _ => return Err(form.unknown()),
     })
@@ -192,35 +156,19 @@ pub(crate) fn execute(m: &mut Machine, at: At, op: &Data) -> Result<Flow, Raise>
             let out = [truncate(m.counters.instructions, *bytes); 32];
             m.warp_mut(at).write(*dst, at.lanes, &out, 0);
         }
-        Data::ToGeneric {
-            dst,
-            src,
-            space,
-            bytes,
-        } => {
-            let out = m
-                .read(at, *src)
-                .map(|v| crate::machine::to_generic(*space, v));
+        Data::ToGeneric { dst, src, space, bytes } => {
+            let out = m.read(at, *src).map(|v| crate::machine::to_generic(*space, v));
             let taint = m.taint(at, *src);
-            m.warp_mut(at)
-                .write(*dst, at.lanes, &out.map(|v| truncate(v, *bytes)), taint);
+            m.warp_mut(at).write(*dst, at.lanes, &out.map(|v| truncate(v, *bytes)), taint);
         }
-        Data::FromGeneric {
-            dst,
-            src,
-            space,
-            bytes,
-        } => {
+        Data::FromGeneric { dst, src, space, bytes } => {
             no_poison(m, m.taint(at, *src), "is converted as an address")?;
             let values = *m.read(at, *src);
             let mut out = [0; 32];
             for lane in lanes(at.lanes) {
                 let (found, address) = crate::machine::from_generic(values[lane]);
                 if !same_space(found, *space) && values[lane] != 0 {
-                    let text = format!(
-                        "cvta.to.{space:?} of 0x{:x}, which is {found:?}",
-                        values[lane]
-                    );
+                    let text = format!("cvta.to.{space:?} of 0x{:x}, which is {found:?}", values[lane]);
                     return Err(Raise::from(FaultKind::Illegal(text)).lane(lane));
                 }
                 out[lane] = truncate(address, *bytes);

@@ -21,11 +21,8 @@ pub(crate) enum Fence {
 }
 
 pub(crate) fn decode(_: &mut Cx, form: &mut Form, _: &[Operand]) -> Result<Op, String> {
-    let fence = if form.next() == "membar"
-        || matches!(form.peek(), "sc" | "acq_rel" | "acquire" | "release")
-    {
-        let _ =
-            form.take("sc") || form.take("acq_rel") || form.take("acquire") || form.take("release");
+    let fence = if form.next() == "membar" || matches!(form.peek(), "sc" | "acq_rel" | "acquire" | "release") {
+        let _ = form.take("sc") || form.take("acq_rel") || form.take("acquire") || form.take("release");
         Fence::Memory(form.take_with(Scope::parse).ok_or_else(|| form.unknown())?)
     } else if form.take("mbarrier_init") {
         form.require("release")?;
@@ -35,8 +32,7 @@ pub(crate) fn decode(_: &mut Cx, form: &mut Form, _: &[Operand]) -> Result<Op, S
         form.require("proxy")?;
         match form.next() {
             "async" => {
-                let _ =
-                    form.take("global") || form.take("shared::cta") || form.take("shared::cluster");
+                let _ = form.take("global") || form.take("shared::cta") || form.take("shared::cluster");
                 Fence::AsyncProxy
             }
             "async::generic" => {

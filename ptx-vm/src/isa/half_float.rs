@@ -14,11 +14,7 @@ const MINMAX: &[&str] = &["ftz", "NaN"];
 fn input(format: Format, m: Mods, bits: u64) -> f64 {
     let value = format.decode(bits as u16 as u32);
     let subnormal = value != 0.0 && value.abs() < f64::powi(2.0, -14);
-    if m.ftz && format == F16 && subnormal {
-        0f64.copysign(value)
-    } else {
-        value
-    }
+    if m.ftz && format == F16 && subnormal { 0f64.copysign(value) } else { value }
 }
 
 fn output(format: Format, m: Mods, exact: Exact) -> u64 {
@@ -27,18 +23,11 @@ fn output(format: Format, m: Mods, exact: Exact) -> u64 {
         return if m.sat { 0 } else { format.nan() as u64 };
     }
     if m.sat && !(0.0..=1.0).contains(&e.value) || m.relu && e.value < 0.0 {
-        e = Exact {
-            value: if e.value > 1.0 && m.sat { 1.0 } else { 0.0 },
-            rest: 0.0,
-        };
+        e = Exact { value: if e.value > 1.0 && m.sat { 1.0 } else { 0.0 }, rest: 0.0 };
     }
     let bits = e.encode(format, Round::Nearest, false);
     let subnormal = bits & 0x7c00 == 0 && format == F16;
-    (if m.ftz && subnormal {
-        bits & 0x8000
-    } else {
-        bits
-    }) as u64
+    (if m.ftz && subnormal { bits & 0x8000 } else { bits }) as u64
 }
 
 /// Applies a 16-bit function to both halves.
@@ -55,25 +44,11 @@ fn min(format: Format, m: Mods, a: u64, b: u64, sign: f64) -> u64 {
         (false, false) => y,
         _ => f64::NAN,
     };
-    output(
-        format,
-        Mods { sat: false, ..m },
-        Exact {
-            value: r * sign,
-            rest: 0.0,
-        },
-    )
+    output(format, Mods { sat: false, ..m }, Exact { value: r * sign, rest: 0.0 })
 }
 
 fn approx(format: Format, m: Mods, a: u64, f: fn(f64) -> f64) -> u64 {
-    output(
-        format,
-        m,
-        Exact {
-            value: f(input(format, m, a)),
-            rest: 0.0,
-        },
-    )
+    output(format, m, Exact { value: f(input(format, m, a)), rest: 0.0 })
 }
 
 macro_rules! half_rows {
@@ -89,76 +64,34 @@ macro_rules! half_rows {
                 output($f, m, Exact::product(input($f, m, a), input($f, m, b)))
             }),
             row(concat!("fma.", $one), $fma, 3, |m, a, b, c, _| {
-                output(
-                    $f,
-                    m,
-                    Exact::fma(input($f, m, a), input($f, m, b), input($f, m, c)),
-                )
+                output($f, m, Exact::fma(input($f, m, a), input($f, m, b), input($f, m, c)))
             }),
-            row(concat!("neg.", $one), FTZ, 1, |_, a, _, _, _| {
-                (a ^ 0x8000) as u16 as u64
-            }),
+            row(concat!("neg.", $one), FTZ, 1, |_, a, _, _, _| (a ^ 0x8000) as u16 as u64),
             row(concat!("abs.", $one), FTZ, 1, |_, a, _, _, _| a & 0x7fff),
-            row(concat!("min.", $one), MINMAX, 2, |m, a, b, _, _| {
-                min($f, m, a, b, 1.0)
-            }),
-            row(concat!("max.", $one), MINMAX, 2, |m, a, b, _, _| {
-                min($f, m, a, b, -1.0)
-            }),
-            row(concat!("ex2.approx.", $one), FTZ, 1, |m, a, _, _, _| {
-                approx($f, m, a, f64::exp2)
-            }),
-            row(concat!("tanh.approx.", $one), NONE, 1, |m, a, _, _, _| {
-                approx($f, m, a, f64::tanh)
-            }),
+            row(concat!("min.", $one), MINMAX, 2, |m, a, b, _, _| min($f, m, a, b, 1.0)),
+            row(concat!("max.", $one), MINMAX, 2, |m, a, b, _, _| min($f, m, a, b, -1.0)),
+            row(concat!("ex2.approx.", $one), FTZ, 1, |m, a, _, _, _| approx($f, m, a, f64::exp2)),
+            row(concat!("tanh.approx.", $one), NONE, 1, |m, a, _, _, _| approx($f, m, a, f64::tanh)),
             row(concat!("add.", $two), $arith, 2, |m, a, b, _, _| {
-                both(
-                    |m, a, b, _, _| output($f, m, Exact::sum(input($f, m, a), input($f, m, b))),
-                    m,
-                    a,
-                    b,
-                    0,
-                )
+                both(|m, a, b, _, _| output($f, m, Exact::sum(input($f, m, a), input($f, m, b))), m, a, b, 0)
             }),
             row(concat!("sub.", $two), $arith, 2, |m, a, b, _, _| {
-                both(
-                    |m, a, b, _, _| output($f, m, Exact::sum(input($f, m, a), -input($f, m, b))),
-                    m,
-                    a,
-                    b,
-                    0,
-                )
+                both(|m, a, b, _, _| output($f, m, Exact::sum(input($f, m, a), -input($f, m, b))), m, a, b, 0)
             }),
             row(concat!("mul.", $two), $arith, 2, |m, a, b, _, _| {
-                both(
-                    |m, a, b, _, _| output($f, m, Exact::product(input($f, m, a), input($f, m, b))),
-                    m,
-                    a,
-                    b,
-                    0,
-                )
+                both(|m, a, b, _, _| output($f, m, Exact::product(input($f, m, a), input($f, m, b))), m, a, b, 0)
             }),
             row(concat!("fma.", $two), $fma, 3, |m, a, b, c, _| {
                 both(
-                    |m, a, b, c, _| {
-                        output(
-                            $f,
-                            m,
-                            Exact::fma(input($f, m, a), input($f, m, b), input($f, m, c)),
-                        )
-                    },
+                    |m, a, b, c, _| output($f, m, Exact::fma(input($f, m, a), input($f, m, b), input($f, m, c))),
                     m,
                     a,
                     b,
                     c,
                 )
             }),
-            row(concat!("neg.", $two), FTZ, 1, |_, a, _, _, _| {
-                (a as u32 ^ 0x8000_8000) as u64
-            }),
-            row(concat!("abs.", $two), FTZ, 1, |_, a, _, _, _| {
-                a & 0x7fff_7fff
-            }),
+            row(concat!("neg.", $two), FTZ, 1, |_, a, _, _, _| (a as u32 ^ 0x8000_8000) as u64),
+            row(concat!("abs.", $two), FTZ, 1, |_, a, _, _, _| a & 0x7fff_7fff),
             row(concat!("min.", $two), MINMAX, 2, |m, a, b, _, _| {
                 both(|m, a, b, _, _| min($f, m, a, b, 1.0), m, a, b, 0)
             }),
@@ -176,7 +109,5 @@ macro_rules! half_rows {
 }
 
 /// The table of this family.
-pub(crate) const ROWS: &[&[Row]] = &[
-    half_rows!("f16", "f16x2", F16, F16_MODS, F16_FMA),
-    half_rows!("bf16", "bf16x2", BF16, BF16_MODS, BF16_FMA),
-];
+pub(crate) const ROWS: &[&[Row]] =
+    &[half_rows!("f16", "f16x2", F16, F16_MODS, F16_FMA), half_rows!("bf16", "bf16x2", BF16, BF16_MODS, BF16_FMA)];

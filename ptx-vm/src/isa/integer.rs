@@ -16,23 +16,13 @@ macro_rules! common_rows {
         &[
             row(concat!("sub.", $name), $sat, 2, |m, a, b, _, _| {
                 let (a, b) = (a as $t, b as $t);
-                (if m.sat {
-                    a.saturating_sub(b)
-                } else {
-                    a.wrapping_sub(b)
-                }) as $u as u64
+                (if m.sat { a.saturating_sub(b) } else { a.wrapping_sub(b) }) as $u as u64
             }),
             row(concat!("add.", $name), $sat, 2, |m, a, b, _, _| {
                 let (a, b) = (a as $t, b as $t);
-                (if m.sat {
-                    a.saturating_add(b)
-                } else {
-                    a.wrapping_add(b)
-                }) as $u as u64
+                (if m.sat { a.saturating_add(b) } else { a.wrapping_add(b) }) as $u as u64
             }),
-            row(concat!("mul.lo.", $name), NONE, 2, |_, a, b, _, _| {
-                (a as $t).wrapping_mul(b as $t) as $u as u64
-            }),
+            row(concat!("mul.lo.", $name), NONE, 2, |_, a, b, _, _| (a as $t).wrapping_mul(b as $t) as $u as u64),
             row(concat!("mul.hi.", $name), NONE, 2, |_, a, b, _, _| {
                 ((a as $t as i128 * b as $t as i128) >> $bits) as $u as u64
             }),
@@ -42,24 +32,16 @@ macro_rules! common_rows {
             row(concat!("mad.hi.", $name), $sat, 3, |m, a, b, c, _| {
                 let high = ((a as $t as i128 * b as $t as i128) >> $bits) as $t;
                 let c = c as $t;
-                (if m.sat {
-                    high.saturating_add(c)
-                } else {
-                    high.wrapping_add(c)
-                }) as $u as u64
+                (if m.sat { high.saturating_add(c) } else { high.wrapping_add(c) }) as $u as u64
             }),
             // Division by zero is unspecified by the ISA; hardware gives all ones.
-            row(concat!("div.", $name), NONE, 2, |_, a, b, _, _| {
-                match b as $t {
-                    0 => $u::MAX as u64,
-                    b => (a as $t).wrapping_div(b) as $u as u64,
-                }
+            row(concat!("div.", $name), NONE, 2, |_, a, b, _, _| match b as $t {
+                0 => $u::MAX as u64,
+                b => (a as $t).wrapping_div(b) as $u as u64,
             }),
-            row(concat!("rem.", $name), NONE, 2, |_, a, b, _, _| {
-                match b as $t {
-                    0 => a as $u as u64,
-                    b => (a as $t).wrapping_rem(b) as $u as u64,
-                }
+            row(concat!("rem.", $name), NONE, 2, |_, a, b, _, _| match b as $t {
+                0 => a as $u as u64,
+                b => (a as $t).wrapping_rem(b) as $u as u64,
             }),
             row(concat!("min.", $name), $relu, 2, |m, a, b, _, _| {
                 let r = (a as $t).min(b as $t);
@@ -80,12 +62,8 @@ macro_rules! common_rows {
 macro_rules! signed_rows {
     ($name:literal, $t:ident, $u:ident) => {
         &[
-            row(concat!("abs.", $name), NONE, 1, |_, a, _, _, _| {
-                (a as $t).wrapping_abs() as $u as u64
-            }),
-            row(concat!("neg.", $name), NONE, 1, |_, a, _, _, _| {
-                (a as $t).wrapping_neg() as $u as u64
-            }),
+            row(concat!("abs.", $name), NONE, 1, |_, a, _, _, _| (a as $t).wrapping_abs() as $u as u64),
+            row(concat!("neg.", $name), NONE, 1, |_, a, _, _, _| (a as $t).wrapping_neg() as $u as u64),
         ]
     };
 }
@@ -98,9 +76,7 @@ macro_rules! wide_rows {
                 (a as $t as $w).wrapping_mul(b as $t as $w) as $wu as u64
             }),
             row(concat!("mad.wide.", $name), NONE, 3, |_, a, b, c, _| {
-                (a as $t as $w)
-                    .wrapping_mul(b as $t as $w)
-                    .wrapping_add(c as $w) as $wu as u64
+                (a as $t as $w).wrapping_mul(b as $t as $w).wrapping_add(c as $w) as $wu as u64
             }),
         ]
     };
@@ -167,24 +143,16 @@ fn dp2a(a: u64, sa: bool, b: u64, sb: bool, c: u64, high: u32) -> u64 {
         let h = (a >> (16 * i)) as u16;
         if sa { h as i16 as i64 } else { h as i64 }
     };
-    let sum: i64 = (0..2)
-        .map(|i| half(i) * byte(b, 2 * high + i, sb) as i64)
-        .sum();
+    let sum: i64 = (0..2).map(|i| half(i) * byte(b, 2 * high + i, sb) as i64).sum();
     (c as u32).wrapping_add(sum as u32) as u64
 }
 
 macro_rules! dot_rows {
     ($types:literal, $sa:literal, $sb:literal) => {
         &[
-            row(concat!("dp4a.", $types), NONE, 3, |_, a, b, c, _| {
-                dp4a(a, $sa, b, $sb, c)
-            }),
-            row(concat!("dp2a.lo.", $types), NONE, 3, |_, a, b, c, _| {
-                dp2a(a, $sa, b, $sb, c, 0)
-            }),
-            row(concat!("dp2a.hi.", $types), NONE, 3, |_, a, b, c, _| {
-                dp2a(a, $sa, b, $sb, c, 1)
-            }),
+            row(concat!("dp4a.", $types), NONE, 3, |_, a, b, c, _| dp4a(a, $sa, b, $sb, c)),
+            row(concat!("dp2a.lo.", $types), NONE, 3, |_, a, b, c, _| dp2a(a, $sa, b, $sb, c, 0)),
+            row(concat!("dp2a.hi.", $types), NONE, 3, |_, a, b, c, _| dp2a(a, $sa, b, $sb, c, 1)),
         ]
     };
 }
@@ -235,15 +203,7 @@ pub(crate) struct Carry {
     src: [Reg; 3],
 }
 
-pub(crate) const CARRY_OPCODES: &[&str] = &[
-    "add.cc",
-    "addc",
-    "sub.cc",
-    "subc",
-    "mad.lo.cc",
-    "mad.hi.cc",
-    "madc",
-];
+pub(crate) const CARRY_OPCODES: &[&str] = &["add.cc", "addc", "sub.cc", "subc", "mad.lo.cc", "mad.hi.cc", "madc"];
 
 pub(crate) fn decode_carry(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<Op, String> {
     let base = form.next();
@@ -263,11 +223,7 @@ pub(crate) fn decode_carry(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Res
     if !ty.integer() || ty.bytes() < 4 {
         return Err("carry forms take 32- and 64-bit integers".into());
     }
-    let n = if matches!(kind, CarryKind::Add | CarryKind::Sub) {
-        2
-    } else {
-        3
-    };
+    let n = if matches!(kind, CarryKind::Add | CarryKind::Sub) { 2 } else { 3 };
     arity(ops, n + 1)?;
     let mut src = [cx.constant(0); 3];
     for (slot, operand) in src.iter_mut().zip(&ops[1..]) {
@@ -275,25 +231,13 @@ pub(crate) fn decode_carry(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Res
     }
     let dst = cx.dst(&ops[0])?;
     let (bytes, signed) = (ty.bytes(), ty.signed());
-    Ok(Op::Carry(Carry {
-        kind,
-        bytes,
-        signed,
-        carry_in,
-        carry_out,
-        dst,
-        src,
-    }))
+    Ok(Op::Carry(Carry { kind, bytes, signed, carry_in, carry_out, dst, src }))
 }
 
 /// Result and carry-out (borrow for subtraction) of one lane.
 fn carry_lane(op: &Carry, src: [u64; 3], carry: bool) -> (u64, bool) {
     let bits = 8 * op.bytes as u32;
-    let mask = if bits == 64 {
-        u64::MAX as u128
-    } else {
-        (1 << bits) - 1
-    };
+    let mask = if bits == 64 { u64::MAX as u128 } else { (1 << bits) - 1 };
     let [a, b, c] = src.map(|v| v as u128 & mask);
     let carry = carry as u128;
     let product = |high: bool| {

@@ -7,24 +7,12 @@ const NONE: &[&str] = &[];
 macro_rules! bit_rows {
     ($suffix:literal, $t:ident) => {
         &[
-            row(concat!("and.", $suffix), NONE, 2, |_, a, b, _, _| {
-                (a as $t & b as $t) as u64
-            }),
-            row(concat!("or.", $suffix), NONE, 2, |_, a, b, _, _| {
-                (a as $t | b as $t) as u64
-            }),
-            row(concat!("xor.", $suffix), NONE, 2, |_, a, b, _, _| {
-                (a as $t ^ b as $t) as u64
-            }),
-            row(concat!("not.", $suffix), NONE, 1, |_, a, _, _, _| {
-                !(a as $t) as u64
-            }),
-            row(concat!("cnot.", $suffix), NONE, 1, |_, a, _, _, _| {
-                (a as $t == 0) as u64
-            }),
-            row(concat!("shl.", $suffix), NONE, 2, |_, a, b, _, _| {
-                (a as $t).checked_shl(b as u32).unwrap_or(0) as u64
-            }),
+            row(concat!("and.", $suffix), NONE, 2, |_, a, b, _, _| (a as $t & b as $t) as u64),
+            row(concat!("or.", $suffix), NONE, 2, |_, a, b, _, _| (a as $t | b as $t) as u64),
+            row(concat!("xor.", $suffix), NONE, 2, |_, a, b, _, _| (a as $t ^ b as $t) as u64),
+            row(concat!("not.", $suffix), NONE, 1, |_, a, _, _, _| !(a as $t) as u64),
+            row(concat!("cnot.", $suffix), NONE, 1, |_, a, _, _, _| (a as $t == 0) as u64),
+            row(concat!("shl.", $suffix), NONE, 2, |_, a, b, _, _| (a as $t).checked_shl(b as u32).unwrap_or(0) as u64),
         ]
     };
 }
@@ -33,15 +21,9 @@ macro_rules! bit_rows {
 macro_rules! shift_rows {
     ($bits:literal, $u:ident, $s:ident, $un:literal, $sn:literal, $bn:literal) => {
         &[
-            row($un, NONE, 2, |_, a, b, _, _| {
-                (a as $u).checked_shr(b as u32).unwrap_or(0) as u64
-            }),
-            row($bn, NONE, 2, |_, a, b, _, _| {
-                (a as $u).checked_shr(b as u32).unwrap_or(0) as u64
-            }),
-            row($sn, NONE, 2, |_, a, b, _, _| {
-                ((a as $s) >> (b as u32).min($bits - 1)) as $u as u64
-            }),
+            row($un, NONE, 2, |_, a, b, _, _| (a as $u).checked_shr(b as u32).unwrap_or(0) as u64),
+            row($bn, NONE, 2, |_, a, b, _, _| (a as $u).checked_shr(b as u32).unwrap_or(0) as u64),
+            row($sn, NONE, 2, |_, a, b, _, _| ((a as $s) >> (b as u32).min($bits - 1)) as $u as u64),
         ]
     };
 }
@@ -53,27 +35,15 @@ fn bfe(a: i128, bits: u32, pos: u64, len: u64, signed: bool) -> u64 {
     if len == 0 {
         return 0;
     }
-    let value = if pos > msb {
-        if signed { a >> 127 } else { 0 }
-    } else {
-        a >> pos
-    };
+    let value = if pos > msb { if signed { a >> 127 } else { 0 } } else { a >> pos };
     // Bits past the end of the source repeat the sign (signed) or are zero.
     let len = len.min(bits);
     let value = if signed {
-        if pos + len > bits {
-            value
-        } else {
-            (value << (128 - len)) >> (128 - len)
-        }
+        if pos + len > bits { value } else { (value << (128 - len)) >> (128 - len) }
     } else {
         value & ((1i128 << len) - 1)
     };
-    if bits == 32 {
-        value as u32 as u64
-    } else {
-        value as u64
-    }
+    if bits == 32 { value as u32 as u64 } else { value as u64 }
 }
 
 fn bfi(a: u64, b: u64, pos: u64, len: u64, bits: u32) -> u64 {
@@ -87,44 +57,20 @@ fn bfi(a: u64, b: u64, pos: u64, len: u64, bits: u32) -> u64 {
 
 /// Position of the highest bit that differs from the sign, or all ones.
 fn bfind(a: u64, bits: u32, signed: bool) -> u32 {
-    let value = if signed && a >> (bits - 1) & 1 == 1 {
-        !a
-    } else {
-        a
-    };
-    let value = if bits == 32 {
-        value as u32 as u64
-    } else {
-        value
-    };
-    if value == 0 {
-        u32::MAX
-    } else {
-        63 - value.leading_zeros()
-    }
+    let value = if signed && a >> (bits - 1) & 1 == 1 { !a } else { a };
+    let value = if bits == 32 { value as u32 as u64 } else { value };
+    if value == 0 { u32::MAX } else { 63 - value.leading_zeros() }
 }
 
 fn shiftamt(position: u32, bits: u32) -> u64 {
-    if position == u32::MAX {
-        u32::MAX as u64
-    } else {
-        (bits - 1 - position) as u64
-    }
+    if position == u32::MAX { u32::MAX as u64 } else { (bits - 1 - position) as u64 }
 }
 
 /// Funnel shift left of `hi:lo`, giving the high word; right gives the low word.
 fn shf(lo: u64, hi: u64, amount: u64, left: bool, clamp: bool) -> u64 {
-    let n = if clamp {
-        (amount as u32).min(32)
-    } else {
-        amount as u32 & 31
-    };
+    let n = if clamp { (amount as u32).min(32) } else { amount as u32 & 31 };
     let wide = (hi as u32 as u64) << 32 | lo as u32 as u64;
-    (if left {
-        ((wide as u128) << n >> 32) as u32
-    } else {
-        (wide >> n) as u32
-    }) as u64
+    (if left { ((wide as u128) << n >> 32) as u32 } else { (wide >> n) as u32 }) as u64
 }
 
 fn bmsk(pos: u64, width: u64, clamp: bool) -> u64 {
@@ -136,29 +82,17 @@ fn bmsk(pos: u64, width: u64, clamp: bool) -> u64 {
     if pos >= 32 || width == 0 {
         return 0;
     }
-    let ones = if width >= 32 {
-        u32::MAX
-    } else {
-        (1 << width) - 1
-    };
+    let ones = if width >= 32 { u32::MAX } else { (1 << width) - 1 };
     (ones << pos) as u64
 }
 
 fn szext(a: u64, width: u64, clamp: bool, signed: bool) -> u64 {
-    let width = if clamp {
-        (width as u32).min(32)
-    } else {
-        width as u32 & 31
-    };
+    let width = if clamp { (width as u32).min(32) } else { width as u32 & 31 };
     if width == 0 {
         return 0;
     }
     let shift = 32 - width;
-    if signed {
-        (((a as i32) << shift) >> shift) as u32 as u64
-    } else {
-        ((a as u32) << shift >> shift) as u64
-    }
+    if signed { (((a as i32) << shift) >> shift) as u32 as u64 } else { ((a as u32) << shift >> shift) as u64 }
 }
 
 /// The n-th set bit of `mask` from `base`, upwards for positive `offset`.
@@ -168,10 +102,7 @@ fn fns(mask: u64, base: u64, offset: u64) -> u64 {
     let found = match offset {
         0 => (base < 32 && at(base)).then_some(base),
         n if n > 0 => (base..32).filter(|&i| at(i)).nth(n as usize - 1),
-        n => (0..=base.min(31))
-            .rev()
-            .filter(|&i| at(i))
-            .nth(n.unsigned_abs() as usize - 1),
+        n => (0..=base.min(31)).rev().filter(|&i| at(i)).nth(n.unsigned_abs() as usize - 1),
     };
     found.map_or(u32::MAX as u64, |i| i as u64)
 }
@@ -182,11 +113,7 @@ fn prmt(a: u64, b: u64, selector: u64) -> u64 {
     (0..4).fold(0, |out, i| {
         let nibble = selector >> (4 * i) & 15;
         let byte = (bytes >> (8 * (nibble & 7))) as u8;
-        let byte = if nibble & 8 == 0 {
-            byte
-        } else {
-            ((byte as i8) >> 7) as u8
-        };
+        let byte = if nibble & 8 == 0 { byte } else { ((byte as i8) >> 7) as u8 };
         out | (byte as u64) << (8 * i)
     })
 }
@@ -197,113 +124,49 @@ fn prmt_mode(a: u64, b: u64, c: u64, selectors: [u64; 4]) -> u64 {
 }
 
 const BIT_FIELDS: &[Row] = &[
-    row("bfe.u32", NONE, 3, |_, a, b, c, _| {
-        bfe(a as u32 as i128, 32, b, c, false)
-    }),
-    row("bfe.s32", NONE, 3, |_, a, b, c, _| {
-        bfe(a as i32 as i128, 32, b, c, true)
-    }),
-    row("bfe.u64", NONE, 3, |_, a, b, c, _| {
-        bfe(a as i128, 64, b, c, false)
-    }),
-    row("bfe.s64", NONE, 3, |_, a, b, c, _| {
-        bfe(a as i64 as i128, 64, b, c, true)
-    }),
-    row("bfi.b32", NONE, 4, |_, a, b, c, d| {
-        bfi(a, b, c, d, 32) as u32 as u64
-    }),
+    row("bfe.u32", NONE, 3, |_, a, b, c, _| bfe(a as u32 as i128, 32, b, c, false)),
+    row("bfe.s32", NONE, 3, |_, a, b, c, _| bfe(a as i32 as i128, 32, b, c, true)),
+    row("bfe.u64", NONE, 3, |_, a, b, c, _| bfe(a as i128, 64, b, c, false)),
+    row("bfe.s64", NONE, 3, |_, a, b, c, _| bfe(a as i64 as i128, 64, b, c, true)),
+    row("bfi.b32", NONE, 4, |_, a, b, c, d| bfi(a, b, c, d, 32) as u32 as u64),
     row("bfi.b64", NONE, 4, |_, a, b, c, d| bfi(a, b, c, d, 64)),
-    row("bfind.u32", NONE, 1, |_, a, _, _, _| {
-        bfind(a, 32, false) as u64
-    }),
-    row("bfind.s32", NONE, 1, |_, a, _, _, _| {
-        bfind(a, 32, true) as u64
-    }),
-    row("bfind.u64", NONE, 1, |_, a, _, _, _| {
-        bfind(a, 64, false) as u64
-    }),
-    row("bfind.s64", NONE, 1, |_, a, _, _, _| {
-        bfind(a, 64, true) as u64
-    }),
-    row("bfind.shiftamt.u32", NONE, 1, |_, a, _, _, _| {
-        shiftamt(bfind(a, 32, false), 32)
-    }),
-    row("bfind.shiftamt.s32", NONE, 1, |_, a, _, _, _| {
-        shiftamt(bfind(a, 32, true), 32)
-    }),
-    row("bfind.shiftamt.u64", NONE, 1, |_, a, _, _, _| {
-        shiftamt(bfind(a, 64, false), 64)
-    }),
-    row("bfind.shiftamt.s64", NONE, 1, |_, a, _, _, _| {
-        shiftamt(bfind(a, 64, true), 64)
-    }),
-    row("popc.b32", NONE, 1, |_, a, _, _, _| {
-        (a as u32).count_ones() as u64
-    }),
+    row("bfind.u32", NONE, 1, |_, a, _, _, _| bfind(a, 32, false) as u64),
+    row("bfind.s32", NONE, 1, |_, a, _, _, _| bfind(a, 32, true) as u64),
+    row("bfind.u64", NONE, 1, |_, a, _, _, _| bfind(a, 64, false) as u64),
+    row("bfind.s64", NONE, 1, |_, a, _, _, _| bfind(a, 64, true) as u64),
+    row("bfind.shiftamt.u32", NONE, 1, |_, a, _, _, _| shiftamt(bfind(a, 32, false), 32)),
+    row("bfind.shiftamt.s32", NONE, 1, |_, a, _, _, _| shiftamt(bfind(a, 32, true), 32)),
+    row("bfind.shiftamt.u64", NONE, 1, |_, a, _, _, _| shiftamt(bfind(a, 64, false), 64)),
+    row("bfind.shiftamt.s64", NONE, 1, |_, a, _, _, _| shiftamt(bfind(a, 64, true), 64)),
+    row("popc.b32", NONE, 1, |_, a, _, _, _| (a as u32).count_ones() as u64),
     row("popc.b64", NONE, 1, |_, a, _, _, _| a.count_ones() as u64),
-    row("clz.b32", NONE, 1, |_, a, _, _, _| {
-        (a as u32).leading_zeros() as u64
-    }),
+    row("clz.b32", NONE, 1, |_, a, _, _, _| (a as u32).leading_zeros() as u64),
     row("clz.b64", NONE, 1, |_, a, _, _, _| a.leading_zeros() as u64),
-    row("brev.b32", NONE, 1, |_, a, _, _, _| {
-        (a as u32).reverse_bits() as u64
-    }),
+    row("brev.b32", NONE, 1, |_, a, _, _, _| (a as u32).reverse_bits() as u64),
     row("brev.b64", NONE, 1, |_, a, _, _, _| a.reverse_bits()),
     row("bmsk.clamp.b32", NONE, 2, |_, a, b, _, _| bmsk(a, b, true)),
     row("bmsk.wrap.b32", NONE, 2, |_, a, b, _, _| bmsk(a, b, false)),
-    row("szext.clamp.u32", NONE, 2, |_, a, b, _, _| {
-        szext(a, b, true, false)
-    }),
-    row("szext.clamp.s32", NONE, 2, |_, a, b, _, _| {
-        szext(a, b, true, true)
-    }),
-    row("szext.wrap.u32", NONE, 2, |_, a, b, _, _| {
-        szext(a, b, false, false)
-    }),
-    row("szext.wrap.s32", NONE, 2, |_, a, b, _, _| {
-        szext(a, b, false, true)
-    }),
+    row("szext.clamp.u32", NONE, 2, |_, a, b, _, _| szext(a, b, true, false)),
+    row("szext.clamp.s32", NONE, 2, |_, a, b, _, _| szext(a, b, true, true)),
+    row("szext.wrap.u32", NONE, 2, |_, a, b, _, _| szext(a, b, false, false)),
+    row("szext.wrap.s32", NONE, 2, |_, a, b, _, _| szext(a, b, false, true)),
     row("fns.b32", NONE, 3, |_, a, b, c, _| fns(a, b, c)),
-    row("shf.l.clamp.b32", NONE, 3, |_, a, b, c, _| {
-        shf(a, b, c, true, true)
-    }),
-    row("shf.l.wrap.b32", NONE, 3, |_, a, b, c, _| {
-        shf(a, b, c, true, false)
-    }),
-    row("shf.r.clamp.b32", NONE, 3, |_, a, b, c, _| {
-        shf(a, b, c, false, true)
-    }),
-    row("shf.r.wrap.b32", NONE, 3, |_, a, b, c, _| {
-        shf(a, b, c, false, false)
-    }),
+    row("shf.l.clamp.b32", NONE, 3, |_, a, b, c, _| shf(a, b, c, true, true)),
+    row("shf.l.wrap.b32", NONE, 3, |_, a, b, c, _| shf(a, b, c, true, false)),
+    row("shf.r.clamp.b32", NONE, 3, |_, a, b, c, _| shf(a, b, c, false, true)),
+    row("shf.r.wrap.b32", NONE, 3, |_, a, b, c, _| shf(a, b, c, false, false)),
     row("prmt.b32", NONE, 3, |_, a, b, c, _| prmt(a, b, c)),
-    row("prmt.b32.f4e", NONE, 3, |_, a, b, c, _| {
-        prmt_mode(a, b, c, [0x3210, 0x4321, 0x5432, 0x6543])
-    }),
-    row("prmt.b32.b4e", NONE, 3, |_, a, b, c, _| {
-        prmt_mode(a, b, c, [0x5670, 0x6701, 0x7012, 0x0123])
-    }),
-    row("prmt.b32.rc8", NONE, 3, |_, a, b, c, _| {
-        prmt_mode(a, b, c, [0x0000, 0x1111, 0x2222, 0x3333])
-    }),
-    row("prmt.b32.ecl", NONE, 3, |_, a, b, c, _| {
-        prmt_mode(a, b, c, [0x3210, 0x3211, 0x3222, 0x3333])
-    }),
-    row("prmt.b32.ecr", NONE, 3, |_, a, b, c, _| {
-        prmt_mode(a, b, c, [0x0000, 0x1110, 0x2210, 0x3210])
-    }),
-    row("prmt.b32.rc16", NONE, 3, |_, a, b, c, _| {
-        prmt_mode(a, b, c, [0x1010, 0x3232, 0x1010, 0x3232])
-    }),
+    row("prmt.b32.f4e", NONE, 3, |_, a, b, c, _| prmt_mode(a, b, c, [0x3210, 0x4321, 0x5432, 0x6543])),
+    row("prmt.b32.b4e", NONE, 3, |_, a, b, c, _| prmt_mode(a, b, c, [0x5670, 0x6701, 0x7012, 0x0123])),
+    row("prmt.b32.rc8", NONE, 3, |_, a, b, c, _| prmt_mode(a, b, c, [0x0000, 0x1111, 0x2222, 0x3333])),
+    row("prmt.b32.ecl", NONE, 3, |_, a, b, c, _| prmt_mode(a, b, c, [0x3210, 0x3211, 0x3222, 0x3333])),
+    row("prmt.b32.ecr", NONE, 3, |_, a, b, c, _| prmt_mode(a, b, c, [0x0000, 0x1110, 0x2210, 0x3210])),
+    row("prmt.b32.rc16", NONE, 3, |_, a, b, c, _| prmt_mode(a, b, c, [0x1010, 0x3232, 0x1010, 0x3232])),
     // The table is an immediate: bit i of it is the result for inputs (a, b, c) = bits of i.
     row("lop3.b32", NONE, 4, |_, a, b, c, table| {
         (0..8).filter(|i| table >> i & 1 == 1).fold(0u32, |out, i| {
             let term = |v: u64, bit: u32| {
-                if i >> bit & 1 == 1 {
-                    v as u32
-                } else {
-                    !(v as u32)
-                }
+                if i >> bit & 1 == 1 { v as u32 } else { !(v as u32) }
             };
             out | term(a, 2) & term(b, 1) & term(c, 0)
         }) as u64

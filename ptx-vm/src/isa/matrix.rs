@@ -12,20 +12,9 @@ pub(crate) const OPCODES: &[&str] = &["ldmatrix", "stmatrix", "movmatrix"];
 
 #[derive(Debug)]
 pub(crate) enum Matrix {
-    Load {
-        regs: Box<[Reg]>,
-        addr: Addr,
-        trans: bool,
-    },
-    Store {
-        regs: Box<[Reg]>,
-        addr: Addr,
-        trans: bool,
-    },
-    Transpose {
-        dst: Reg,
-        src: Reg,
-    },
+    Load { regs: Box<[Reg]>, addr: Addr, trans: bool },
+    Store { regs: Box<[Reg]>, addr: Addr, trans: bool },
+    Transpose { dst: Reg, src: Reg },
 }
 
 pub(crate) fn decode(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<Op, String> {
@@ -36,10 +25,7 @@ pub(crate) fn decode(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<Op
     arity(ops, 2)?;
     let matrix = if name == "movmatrix" {
         form.require("trans")?;
-        Matrix::Transpose {
-            src: cx.value(&ops[1])?,
-            dst: cx.dst(&ops[0])?,
-        }
+        Matrix::Transpose { src: cx.value(&ops[1])?, dst: cx.dst(&ops[0])? }
     } else {
         let count = match form.next() {
             "x1" => 1,
@@ -49,25 +35,13 @@ pub(crate) fn decode(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<Op
         };
         let trans = form.take("trans");
         let _ = form.take("shared") || form.take("shared::cta");
-        let (reg_op, addr) = if name == "ldmatrix" {
-            (&ops[0], &ops[1])
-        } else {
-            (&ops[1], &ops[0])
-        };
-        let regs = if name == "ldmatrix" {
-            cx.dsts(reg_op)?
-        } else {
-            cx.values(reg_op)?
-        };
+        let (reg_op, addr) = if name == "ldmatrix" { (&ops[0], &ops[1]) } else { (&ops[1], &ops[0]) };
+        let regs = if name == "ldmatrix" { cx.dsts(reg_op)? } else { cx.values(reg_op)? };
         if regs.len() != count {
             return Err(format!("expected {count} registers"));
         }
         let (regs, addr) = (regs.into(), cx.addr(addr)?);
-        if name == "ldmatrix" {
-            Matrix::Load { regs, addr, trans }
-        } else {
-            Matrix::Store { regs, addr, trans }
-        }
+        if name == "ldmatrix" { Matrix::Load { regs, addr, trans } } else { Matrix::Store { regs, addr, trans } }
     };
     form.require("b16")?;
     form.end()?;
@@ -145,10 +119,7 @@ pub(crate) fn execute(m: &mut Machine, at: At, op: &Matrix) -> Result<Flow, Rais
 
 /// Row addresses: lane i gives row i. Only the first 8 lanes per matrix need a valid one.
 fn row_addresses(m: &mut Machine, at: At, addr: Addr, matrices: usize) -> Result<[u64; 32], Raise> {
-    let giving = At {
-        lanes: ((1u64 << (8 * matrices)) - 1) as u32,
-        ..at
-    };
+    let giving = At { lanes: ((1u64 << (8 * matrices)) - 1) as u32, ..at };
     let address = super::memory::addresses(m, giving, addr)?;
     for first in (0..8 * matrices).step_by(8) {
         let rows = address[first..first + 8].iter().copied();
@@ -171,13 +142,7 @@ fn load(m: &mut Machine, at: At, matrix: usize, address: &[u64; 32]) -> Result<R
     Ok(rows)
 }
 
-fn store(
-    m: &mut Machine,
-    at: At,
-    matrix: usize,
-    address: &[u64; 32],
-    rows: &Rows,
-) -> Result<(), Raise> {
+fn store(m: &mut Machine, at: At, matrix: usize, address: &[u64; 32], rows: &Rows) -> Result<(), Raise> {
     for lane in lanes(0xff << (8 * matrix)) {
         let target = m.resolve(at, lane, Space::Shared, address[lane], 16, 16)?;
         m.check_write(at, lane, target, 16, Strength::Weak)?;

@@ -31,11 +31,7 @@ impl Order {
     }
 
     pub fn strength(self) -> Strength {
-        if self == Order::Weak {
-            Strength::Weak
-        } else {
-            Strength::Strong
-        }
+        if self == Order::Weak { Strength::Weak } else { Strength::Strong }
     }
 }
 
@@ -104,45 +100,21 @@ pub(crate) fn decode(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<Op
         return Err("cache-policy operands are not supported here".into());
     }
     arity(ops, 2)?;
-    let (reg_op, addr_op) = if load {
-        (&ops[0], &ops[1])
-    } else {
-        (&ops[1], &ops[0])
-    };
+    let (reg_op, addr_op) = if load { (&ops[0], &ops[1]) } else { (&ops[1], &ops[0]) };
     if cx.symbol_space(addr_op) == Some(VarSpace::Local) && space == Space::Param {
         // Parameters of functions and calls lie in per-thread memory.
         space = Space::Local;
     }
-    let regs = if load {
-        cx.dsts(reg_op)?
-    } else {
-        cx.values(reg_op)?
-    };
+    let regs = if load { cx.dsts(reg_op)? } else { cx.values(reg_op)? };
     let bytes = ty.bytes();
     if regs.len() != count || bytes > 8 || bytes * count > 32 {
         return Err(form.unknown());
     }
-    let first = if let Operand::Vector(items) = reg_op {
-        &items[0]
-    } else {
-        reg_op
-    };
-    let extend = (load && ty.signed())
-        .then(|| cx.width(first))
-        .filter(|&w| w > bytes);
+    let first = if let Operand::Vector(items) = reg_op { &items[0] } else { reg_op };
+    let extend = (load && ty.signed()).then(|| cx.width(first)).filter(|&w| w > bytes);
     let addr = cx.addr(addr_op)?;
     let regs = regs.into();
-    Ok(Op::Memory(Access {
-        load,
-        space,
-        order,
-        scope,
-        read_only,
-        bytes,
-        extend,
-        regs,
-        addr,
-    }))
+    Ok(Op::Memory(Access { load, space, order, scope, read_only, bytes, extend, regs, addr }))
 }
 
 /// Skips cache and prefetch hints; whether `.nc` was among them.
@@ -150,10 +122,8 @@ fn cache_hints(form: &mut Form) -> bool {
     let mut read_only = false;
     loop {
         let word = form.peek();
-        let known = matches!(
-            word,
-            "nc" | "ca" | "cg" | "cs" | "lu" | "cv" | "wb" | "wt" | "unified"
-        ) || word.starts_with("L1::")
+        let known = matches!(word, "nc" | "ca" | "cg" | "cs" | "lu" | "cv" | "wb" | "wt" | "unified")
+            || word.starts_with("L1::")
             || matches!(word, "L2::64B" | "L2::128B" | "L2::256B");
         if !known {
             return read_only;
@@ -166,8 +136,7 @@ fn cache_hints(form: &mut Form) -> bool {
 /// Address of each lane.
 pub(crate) fn addresses(m: &Machine, at: At, addr: Addr) -> Result<[u64; 32], Raise> {
     no_poison(m, m.taint(at, addr.base), "is used as an address")?;
-    Ok(m.read(at, addr.base)
-        .map(|v| v.wrapping_add(addr.offset as u64)))
+    Ok(m.read(at, addr.base).map(|v| v.wrapping_add(addr.offset as u64)))
 }
 
 pub(crate) fn execute(m: &mut Machine, at: At, op: &Access) -> Result<Flow, Raise> {
@@ -178,20 +147,10 @@ pub(crate) fn execute(m: &mut Machine, at: At, op: &Access) -> Result<Flow, Rais
         targets[lane] = Some(m.resolve(at, lane, op.space, address[lane], total, total)?);
     }
     count(m, at, op.load, total, &targets, &address);
-    if op.load {
-        load(m, at, op, total, &targets)
-    } else {
-        store(m, at, op, total, &targets)
-    }
+    if op.load { load(m, at, op, total, &targets) } else { store(m, at, op, total, &targets) }
 }
 
-fn load(
-    m: &mut Machine,
-    at: At,
-    op: &Access,
-    total: usize,
-    targets: &[Option<Target>; 32],
-) -> Result<Flow, Raise> {
+fn load(m: &mut Machine, at: At, op: &Access, total: usize, targets: &[Option<Target>; 32]) -> Result<Flow, Raise> {
     let mut seen = 0u64;
     for lane in lanes(at.lanes) {
         let Some(target) = targets[lane] else {
@@ -218,11 +177,7 @@ fn load(
         }
         m.warp_mut(at).write(reg, at.lanes, &out, taint);
     }
-    Ok(if op.order == Order::Weak {
-        Flow::Next
-    } else {
-        poll(m, at, seen)
-    })
+    Ok(if op.order == Order::Weak { Flow::Next } else { poll(m, at, seen) })
 }
 
 /// A strong load that keeps giving the same value is a loop that waits for another thread: it goes
@@ -231,26 +186,12 @@ pub(crate) fn poll(m: &mut Machine, at: At, seen: u64) -> Flow {
     let progress = m.progress;
     let warp = m.warp_mut(at);
     let (pc, value, repeats) = warp.poll;
-    let repeats = if (pc, value) == (at.pc, seen) {
-        repeats + 1
-    } else {
-        0
-    };
+    let repeats = if (pc, value) == (at.pc, seen) { repeats + 1 } else { 0 };
     warp.poll = (at.pc, seen, repeats);
-    if repeats > 2 {
-        Flow::NextThen(Wait::Progress(progress))
-    } else {
-        Flow::Next
-    }
+    if repeats > 2 { Flow::NextThen(Wait::Progress(progress)) } else { Flow::Next }
 }
 
-fn store(
-    m: &mut Machine,
-    at: At,
-    op: &Access,
-    total: usize,
-    targets: &[Option<Target>; 32],
-) -> Result<Flow, Raise> {
+fn store(m: &mut Machine, at: At, op: &Access, total: usize, targets: &[Option<Target>; 32]) -> Result<Flow, Raise> {
     for lane in lanes(at.lanes) {
         let Some(target) = targets[lane] else {
             continue;
@@ -282,10 +223,7 @@ fn store(
             m.publish(at, lane, target, op.order, op.scope, false);
         }
     }
-    if matches!(
-        targets.iter().flatten().next(),
-        Some(Target::Global(..) | Target::Shared(..))
-    ) {
+    if matches!(targets.iter().flatten().next(), Some(Target::Global(..) | Target::Shared(..))) {
         m.progress += 1;
     }
     Ok(Flow::Next)
@@ -302,14 +240,7 @@ fn poison_matters(m: &Machine, target: Target) -> bool {
 }
 
 /// Counts bytes and bank conflicts.
-fn count(
-    m: &mut Machine,
-    at: At,
-    load: bool,
-    bytes: usize,
-    targets: &[Option<Target>; 32],
-    address: &[u64; 32],
-) {
+fn count(m: &mut Machine, at: At, load: bool, bytes: usize, targets: &[Option<Target>; 32], address: &[u64; 32]) {
     let total = bytes as u64 * at.lanes.count_ones() as u64;
     let c = &mut m.counters;
     match targets[at.lanes.trailing_zeros() as usize] {

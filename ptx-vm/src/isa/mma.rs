@@ -33,10 +33,7 @@ pub(crate) fn decode(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<Op
     form.next();
     form.require("sync")?;
     form.require("aligned")?;
-    let k = form
-        .next()
-        .strip_prefix("m16n8k")
-        .and_then(|k| k.parse::<usize>().ok());
+    let k = form.next().strip_prefix("m16n8k").and_then(|k| k.parse::<usize>().ok());
     let k = k.ok_or_else(|| form.unknown())?;
     form.require("row")?;
     form.require("col")?;
@@ -47,36 +44,16 @@ pub(crate) fn decode(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<Op
         return Err(format!("unknown form {}", form.full()));
     }
     arity(ops, 4)?;
-    let (a, b, c) = (
-        cx.values(&ops[1])?,
-        cx.values(&ops[2])?,
-        cx.values(&ops[3])?,
-    );
+    let (a, b, c) = (cx.values(&ops[1])?, cx.values(&ops[2])?, cx.values(&ops[3])?);
     let d = cx.dsts(&ops[0])?;
     let per_reg = 4 / a_ty.bytes();
     let accumulators = |ty: Ty| if ty == Ty::F16 { 2 } else { 4 };
-    let expected = [
-        M * k / 32 / per_reg,
-        N * k / 32 / per_reg,
-        accumulators(c_ty),
-        accumulators(d_ty),
-    ];
+    let expected = [M * k / 32 / per_reg, N * k / 32 / per_reg, accumulators(c_ty), accumulators(d_ty)];
     if [a.len(), b.len(), c.len(), d.len()] != expected {
         return Err("wrong number of registers in a fragment".into());
     }
     let (d, a, b, c) = (d.into(), a.into(), b.into(), c.into());
-    Ok(Op::Mma(Mma {
-        k,
-        a_ty,
-        b_ty,
-        d_ty,
-        c_ty,
-        saturate,
-        d,
-        a,
-        b,
-        c,
-    }))
+    Ok(Op::Mma(Mma { k, a_ty, b_ty, d_ty, c_ty, saturate, d, a, b, c }))
 }
 
 fn supported(k: usize, d: Ty, a: Ty, b: Ty, c: Ty) -> bool {
@@ -84,12 +61,7 @@ fn supported(k: usize, d: Ty, a: Ty, b: Ty, c: Ty) -> bool {
     let byte = |t| matches!(t, Ty::S8 | Ty::U8);
     match a {
         Ty::BF16 => b == a && d == Ty::F32 && c == d && matches!(k, 8 | 16),
-        Ty::F16 => {
-            b == a
-                && matches!(d, Ty::F32 | Ty::F16)
-                && matches!(c, Ty::F32 | Ty::F16)
-                && matches!(k, 8 | 16)
-        }
+        Ty::F16 => b == a && matches!(d, Ty::F32 | Ty::F16) && matches!(c, Ty::F32 | Ty::F16) && matches!(k, 8 | 16),
         Ty::TF32 => b == a && d == Ty::F32 && c == d && matches!(k, 4 | 8),
         _ if fp8(a) => fp8(b) && d == Ty::F32 && c == d && matches!(k, 16 | 32),
         _ if byte(a) => byte(b) && d == Ty::S32 && c == d && matches!(k, 16 | 32),
@@ -118,10 +90,7 @@ struct Place {
 }
 
 fn place(lane: usize) -> Place {
-    Place {
-        group: lane / 4,
-        quad: lane % 4,
-    }
+    Place { group: lane / 4, quad: lane % 4 }
 }
 
 impl Mma {
@@ -180,24 +149,12 @@ pub(crate) fn execute(m: &mut Machine, at: At, op: &Mma) -> Result<Flow, Raise> 
     }
     m.counters.mma += 1;
     let taint = poison(m, at, op);
-    let out = if op.d_ty == Ty::S32 {
-        multiply_int(m, at, op)
-    } else {
-        multiply(m, at, op)
-    };
+    let out = if op.d_ty == Ty::S32 { multiply_int(m, at, op) } else { multiply(m, at, op) };
     let warp = m.warp_mut(at);
     if op.d_ty == Ty::F16 {
         for (i, &reg) in op.d.iter().enumerate() {
-            let half = |v: u64| {
-                F16.encode(
-                    f32::from_bits(v as u32) as f64,
-                    0.0,
-                    Default::default(),
-                    false,
-                ) as u64
-            };
-            let packed =
-                std::array::from_fn(|l| half(out[2 * i][l]) | half(out[2 * i + 1][l]) << 16);
+            let half = |v: u64| F16.encode(f32::from_bits(v as u32) as f64, 0.0, Default::default(), false) as u64;
+            let packed = std::array::from_fn(|l| half(out[2 * i][l]) | half(out[2 * i + 1][l]) << 16);
             warp.write(reg, at.lanes, &packed, taint[2 * i] | taint[2 * i + 1]);
         }
     } else {
@@ -258,11 +215,7 @@ fn multiply_int(m: &Machine, at: At, op: &Mma) -> [[u64; 32]; 4] {
     let (mut a, mut b, mut d) = ([[0i64; 32]; M], [[0i64; N]; 32], [[0i64; N]; M]);
     let byte = |ty: Ty, bits: u64, h: usize| {
         let v = bits >> (8 * h) & 0xff;
-        if ty == Ty::S8 {
-            sign_extend(v, 1)
-        } else {
-            v as i64
-        }
+        if ty == Ty::S8 { sign_extend(v, 1) } else { v as i64 }
     };
     for lane in 0..32 {
         for h in 0..4 {

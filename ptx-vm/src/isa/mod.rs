@@ -68,10 +68,7 @@ pub(crate) fn decode(cx: &mut Cx, opcode: &str, operands: &[Operand]) -> Result<
     for (opcodes, decode) in TABLE {
         for entry in *opcodes {
             // An entry may name several parts (`bar.warp`); the longest match wins.
-            let matches = opcode == *entry
-                || opcode
-                    .strip_prefix(entry)
-                    .is_some_and(|rest| rest.starts_with('.'));
+            let matches = opcode == *entry || opcode.strip_prefix(entry).is_some_and(|rest| rest.starts_with('.'));
             if matches && found.is_none_or(|(len, _)| entry.len() > len) {
                 found = Some((entry.len(), *decode));
             }
@@ -111,11 +108,7 @@ pub(crate) struct Form<'a> {
 
 impl<'a> Form<'a> {
     pub fn new(full: &'a str) -> Self {
-        Form {
-            full,
-            parts: full.split('.').collect(),
-            at: 0,
-        }
+        Form { full, parts: full.split('.').collect(), at: 0 }
     }
 
     pub fn full(&self) -> &'a str {
@@ -148,25 +141,16 @@ impl<'a> Form<'a> {
     }
 
     pub fn require(&mut self, word: &str) -> Result<(), String> {
-        if self.take(word) {
-            Ok(())
-        } else {
-            Err(self.unknown())
-        }
+        if self.take(word) { Ok(()) } else { Err(self.unknown()) }
     }
 
     pub fn ty(&mut self) -> Result<crate::types::Ty, String> {
-        self.take_with(crate::types::Ty::parse)
-            .ok_or_else(|| self.unknown())
+        self.take_with(crate::types::Ty::parse).ok_or_else(|| self.unknown())
     }
 
     /// Fails if parts are left that no one has recognised.
     pub fn end(&self) -> Result<(), String> {
-        if self.at >= self.parts.len() {
-            Ok(())
-        } else {
-            Err(self.unknown())
-        }
+        if self.at >= self.parts.len() { Ok(()) } else { Err(self.unknown()) }
     }
 
     pub fn unknown(&self) -> String {
@@ -176,9 +160,5 @@ impl<'a> Form<'a> {
 
 /// Fails unless there are exactly `n` operands.
 pub(crate) fn arity(operands: &[Operand], n: usize) -> Result<(), String> {
-    if operands.len() == n {
-        Ok(())
-    } else {
-        Err(format!("expected {n} operands, found {}", operands.len()))
-    }
+    if operands.len() == n { Ok(()) } else { Err(format!("expected {n} operands, found {}", operands.len())) }
 }

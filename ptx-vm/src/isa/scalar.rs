@@ -50,45 +50,21 @@ pub(crate) struct Row {
 }
 
 /// Shorthand for the tables.
-pub(crate) const fn row(
-    form: &'static str,
-    modifiers: &'static [&'static str],
-    sources: usize,
-    run: LaneFn,
-) -> Row {
-    Row {
-        form,
-        modifiers,
-        sources,
-        run,
-    }
+pub(crate) const fn row(form: &'static str, modifiers: &'static [&'static str], sources: usize, run: LaneFn) -> Row {
+    Row { form, modifiers, sources, run }
 }
 
 /// All scalar rows by form.
 static TABLE: LazyLock<HashMap<&'static str, &'static Row>> = LazyLock::new(|| {
-    let tables = [
-        integer::ROWS,
-        logic::ROWS,
-        float::ROWS,
-        float::APPROX_ROWS,
-        half_float::ROWS,
-        convert::ROWS,
-    ];
-    tables
-        .into_iter()
-        .flatten()
-        .copied()
-        .flatten()
-        .map(|row| (row.form, row))
-        .collect()
+    let tables = [integer::ROWS, logic::ROWS, float::ROWS, float::APPROX_ROWS, half_float::ROWS, convert::ROWS];
+    tables.into_iter().flatten().copied().flatten().map(|row| (row.form, row)).collect()
 });
 
 /// Opcodes whose forms are rows.
 pub(crate) const OPCODES: &[&str] = &[
-    "add", "sub", "mul", "mul24", "mad", "mad24", "sad", "div", "rem", "abs", "neg", "min", "max",
-    "popc", "clz", "bfind", "brev", "bfe", "bfi", "bmsk", "szext", "fns", "dp4a", "dp2a", "fma",
-    "rcp", "sqrt", "rsqrt", "sin", "cos", "lg2", "ex2", "tanh", "copysign", "and", "or", "xor",
-    "not", "cnot", "lop3", "shl", "shr", "shf", "prmt", "cvt",
+    "add", "sub", "mul", "mul24", "mad", "mad24", "sad", "div", "rem", "abs", "neg", "min", "max", "popc", "clz",
+    "bfind", "brev", "bfe", "bfi", "bmsk", "szext", "fns", "dp4a", "dp2a", "fma", "rcp", "sqrt", "rsqrt", "sin", "cos",
+    "lg2", "ex2", "tanh", "copysign", "and", "or", "xor", "not", "cnot", "lop3", "shl", "shr", "shf", "prmt", "cvt",
 ];
 
 /// A decoded scalar operation.
@@ -118,14 +94,9 @@ pub(crate) fn lookup(full: &str) -> Result<(&'static Row, Mods), String> {
             key.push_str(part);
         }
     }
-    let row = TABLE
-        .get(key.as_str())
-        .ok_or_else(|| format!("unknown form {full}"))?;
+    let row = TABLE.get(key.as_str()).ok_or_else(|| format!("unknown form {full}"))?;
     match seen.iter().find(|part| !row.modifiers.contains(part)) {
-        Some(part) => Err(format!(
-            "unknown form {full}: .{part} does not go with {}",
-            row.form
-        )),
+        Some(part) => Err(format!("unknown form {full}: .{part} does not go with {}", row.form)),
         None => Ok((row, mods)),
     }
 }
@@ -159,13 +130,7 @@ pub(crate) fn decode(cx: &mut Cx, form: &mut Form, operands: &[Operand]) -> Resu
     }
     let dst = cx.dst(&operands[0])?;
     let widen = convert::sign_extension(row.form, cx.width(&operands[0]));
-    Ok(Op::Scalar(Scalar {
-        run: row.run,
-        mods,
-        widen,
-        dst,
-        src,
-    }))
+    Ok(Op::Scalar(Scalar { run: row.run, mods, widen, dst, src }))
 }
 
 pub(crate) fn execute(m: &mut Machine, at: At, op: &Scalar) -> Result<Flow, Raise> {

@@ -8,15 +8,8 @@ use crate::parse::ast::Operand;
 use crate::report::{FaultKind, Raise};
 use crate::types::{Ty, truncate};
 
-pub(crate) const OPCODES: &[&str] = &[
-    "shfl.sync",
-    "vote.sync",
-    "match",
-    "redux.sync",
-    "activemask",
-    "elect.sync",
-    "bar.warp.sync",
-];
+pub(crate) const OPCODES: &[&str] =
+    &["shfl.sync", "vote.sync", "match", "redux.sync", "activemask", "elect.sync", "bar.warp.sync"];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Shuffle {
@@ -46,53 +39,14 @@ pub(crate) enum Reduce {
 
 #[derive(Debug)]
 pub(crate) enum WarpOp {
-    Shuffle {
-        mode: Shuffle,
-        dst: Reg,
-        ok: Pred,
-        src: Reg,
-        lane: Reg,
-        clamp: Reg,
-        mask: Reg,
-    },
-    Vote {
-        vote: Vote,
-        dst: Reg,
-        pdst: Pred,
-        src: Pred,
-        mask: Reg,
-    },
-    MatchAny {
-        dst: Reg,
-        src: Reg,
-        bytes: usize,
-        mask: Reg,
-    },
-    MatchAll {
-        dst: Reg,
-        pdst: Pred,
-        src: Reg,
-        bytes: usize,
-        mask: Reg,
-    },
-    Redux {
-        op: Reduce,
-        signed: bool,
-        dst: Reg,
-        src: Reg,
-        mask: Reg,
-    },
-    Elect {
-        dst: Reg,
-        pdst: Pred,
-        mask: Reg,
-    },
-    Sync {
-        mask: Reg,
-    },
-    ActiveMask {
-        dst: Reg,
-    },
+    Shuffle { mode: Shuffle, dst: Reg, ok: Pred, src: Reg, lane: Reg, clamp: Reg, mask: Reg },
+    Vote { vote: Vote, dst: Reg, pdst: Pred, src: Pred, mask: Reg },
+    MatchAny { dst: Reg, src: Reg, bytes: usize, mask: Reg },
+    MatchAll { dst: Reg, pdst: Pred, src: Reg, bytes: usize, mask: Reg },
+    Redux { op: Reduce, signed: bool, dst: Reg, src: Reg, mask: Reg },
+    Elect { dst: Reg, pdst: Pred, mask: Reg },
+    Sync { mask: Reg },
+    ActiveMask { dst: Reg },
 }
 
 impl WarpOp {
@@ -121,26 +75,18 @@ pub(crate) fn decode(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<Op
             form.require("sync")?;
             arity(ops, 2)?;
             let (d, p) = pair(&ops[0]).ok_or("elect.sync needs d|p")?;
-            WarpOp::Elect {
-                mask: cx.value(&ops[1])?,
-                dst: cx.dst(d)?,
-                pdst: cx.pred_dst(p)?,
-            }
+            WarpOp::Elect { mask: cx.value(&ops[1])?, dst: cx.dst(d)?, pdst: cx.pred_dst(p)? }
         }
         "bar" => {
             form.next();
             form.require("sync")?;
             arity(ops, 1)?;
-            WarpOp::Sync {
-                mask: cx.value(&ops[0])?,
-            }
+            WarpOp::Sync { mask: cx.value(&ops[0])? }
         }
         _ => {
             form.require("b32")?;
             arity(ops, 1)?;
-            WarpOp::ActiveMask {
-                dst: cx.dst(&ops[0])?,
-            }
+            WarpOp::ActiveMask { dst: cx.dst(&ops[0])? }
         }
     };
     form.end()?;
@@ -174,15 +120,7 @@ fn shuffle(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<WarpOp, Stri
         Some((d, p)) => (cx.dst(d)?, cx.pred_dst(p)?),
         None => (cx.dst(&ops[0])?, Pred::SINK),
     };
-    Ok(WarpOp::Shuffle {
-        mode,
-        dst,
-        ok,
-        src,
-        lane,
-        clamp,
-        mask,
-    })
+    Ok(WarpOp::Shuffle { mode, dst, ok, src, lane, clamp, mask })
 }
 
 fn vote(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<WarpOp, String> {
@@ -201,13 +139,7 @@ fn vote(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<WarpOp, String>
         Vote::Ballot => (cx.dst(&ops[0])?, Pred::SINK),
         _ => (Reg::SINK, cx.pred_dst(&ops[0])?),
     };
-    Ok(WarpOp::Vote {
-        vote,
-        dst,
-        pdst,
-        src,
-        mask,
-    })
+    Ok(WarpOp::Vote { vote, dst, pdst, src, mask })
 }
 
 fn matching(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<WarpOp, String> {
@@ -223,26 +155,9 @@ fn matching(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<WarpOp, Str
     arity(ops, 3)?;
     let (src, mask) = (cx.value(&ops[1])?, cx.value(&ops[2])?);
     Ok(match pair(&ops[0]) {
-        Some((d, p)) if all => WarpOp::MatchAll {
-            dst: cx.dst(d)?,
-            pdst: cx.pred_dst(p)?,
-            src,
-            bytes,
-            mask,
-        },
-        None if all => WarpOp::MatchAll {
-            dst: cx.dst(&ops[0])?,
-            pdst: Pred::SINK,
-            src,
-            bytes,
-            mask,
-        },
-        _ => WarpOp::MatchAny {
-            dst: cx.dst(&ops[0])?,
-            src,
-            bytes,
-            mask,
-        },
+        Some((d, p)) if all => WarpOp::MatchAll { dst: cx.dst(d)?, pdst: cx.pred_dst(p)?, src, bytes, mask },
+        None if all => WarpOp::MatchAll { dst: cx.dst(&ops[0])?, pdst: Pred::SINK, src, bytes, mask },
+        _ => WarpOp::MatchAny { dst: cx.dst(&ops[0])?, src, bytes, mask },
     })
 }
 
@@ -264,21 +179,14 @@ fn redux(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<WarpOp, String
     }
     arity(ops, 3)?;
     let (src, mask) = (cx.value(&ops[1])?, cx.value(&ops[2])?);
-    Ok(WarpOp::Redux {
-        op,
-        signed: ty.signed(),
-        dst: cx.dst(&ops[0])?,
-        src,
-        mask,
-    })
+    Ok(WarpOp::Redux { op, signed: ty.signed(), dst: cx.dst(&ops[0])?, src, mask })
 }
 
 /// Runs for each set of lanes that share a member mask; sets that are not complete wait.
 pub(crate) fn execute(m: &mut Machine, at: At, op: &WarpOp) -> Result<Flow, Raise> {
     let Some(mask) = op.mask() else {
         if let WarpOp::ActiveMask { dst } = op {
-            m.warp_mut(at)
-                .write(*dst, at.lanes, &[at.lanes as u64; 32], 0);
+            m.warp_mut(at).write(*dst, at.lanes, &[at.lanes as u64; 32], 0);
         }
         return Ok(Flow::Next);
     };
@@ -290,9 +198,7 @@ pub(crate) fn execute(m: &mut Machine, at: At, op: &WarpOp) -> Result<Flow, Rais
     while left != 0 {
         let first = left.trailing_zeros() as usize;
         let members = masks[first] as u32;
-        let same = lanes(left)
-            .filter(|&l| masks[l] as u32 == members)
-            .fold(0, |s, l| s | 1 << l);
+        let same = lanes(left).filter(|&l| masks[l] as u32 == members).fold(0, |s, l| s | 1 << l);
         left &= !same;
         if let Some(lane) = lanes(same & !members).next() {
             let text = format!("lane {lane} is not in its own member mask {members:#010x}");
@@ -309,10 +215,7 @@ pub(crate) fn execute(m: &mut Machine, at: At, op: &WarpOp) -> Result<Flow, Rais
     Ok(match (done, wait) {
         (_, 0) => Flow::Next,
         (0, mask) => Flow::Park(Wait::Lanes(mask)),
-        (done, mask) => Flow::Partial {
-            done,
-            wait: Wait::Lanes(mask),
-        },
+        (done, mask) => Flow::Partial { done, wait: Wait::Lanes(mask) },
     })
 }
 
@@ -320,13 +223,7 @@ pub(crate) fn execute(m: &mut Machine, at: At, op: &WarpOp) -> Result<Flow, Rais
 fn perform(m: &mut Machine, at: At, op: &WarpOp) -> Result<(), Raise> {
     match op {
         WarpOp::Shuffle { .. } => return perform_shuffle(m, at, op),
-        WarpOp::Vote {
-            vote,
-            dst,
-            pdst,
-            src,
-            ..
-        } => {
+        WarpOp::Vote { vote, dst, pdst, src, .. } => {
             let warp = m.warp_mut(at);
             let taint = spread(warp.pred_taint(*src) & at.lanes);
             let ballot = warp.pred(*src) & at.lanes;
@@ -339,9 +236,7 @@ fn perform(m: &mut Machine, at: At, op: &WarpOp) -> Result<(), Raise> {
             warp.write_pred(*pdst, at.lanes, spread(holds as u32), taint);
             warp.write(*dst, at.lanes, &[ballot as u64; 32], taint);
         }
-        WarpOp::MatchAny {
-            dst, src, bytes, ..
-        } => {
+        WarpOp::MatchAny { dst, src, bytes, .. } => {
             let values = m.read(at, *src).map(|v| truncate(v, *bytes));
             let mut out = [0; 32];
             for lane in lanes(at.lanes) {
@@ -351,13 +246,7 @@ fn perform(m: &mut Machine, at: At, op: &WarpOp) -> Result<(), Raise> {
             let taint = spread(m.taint(at, *src));
             m.warp_mut(at).write(*dst, at.lanes, &out, taint);
         }
-        WarpOp::MatchAll {
-            dst,
-            pdst,
-            src,
-            bytes,
-            ..
-        } => {
+        WarpOp::MatchAll { dst, pdst, src, bytes, .. } => {
             let values = m.read(at, *src).map(|v| truncate(v, *bytes));
             let first = values[at.lanes.trailing_zeros() as usize];
             let all = lanes(at.lanes).all(|l| values[l] == first);
@@ -367,19 +256,12 @@ fn perform(m: &mut Machine, at: At, op: &WarpOp) -> Result<(), Raise> {
             warp.write(*dst, at.lanes, &[out; 32], taint);
             warp.write_pred(*pdst, at.lanes, spread(all as u32), taint);
         }
-        WarpOp::Redux {
-            op,
-            signed,
-            dst,
-            src,
-            ..
-        } => {
+        WarpOp::Redux { op, signed, dst, src, .. } => {
             let values = m.read(at, *src);
             let all = lanes(at.lanes).map(|l| values[l] as u32);
             let out = all.reduce(|a, b| reduce(*op, *signed, a, b)).unwrap_or(0);
             let taint = spread(m.taint(at, *src));
-            m.warp_mut(at)
-                .write(*dst, at.lanes, &[out as u64; 32], taint);
+            m.warp_mut(at).write(*dst, at.lanes, &[out as u64; 32], taint);
         }
         WarpOp::Elect { dst, pdst, .. } => {
             let leader = at.lanes.trailing_zeros();
@@ -426,23 +308,10 @@ fn source_lane(mode: Shuffle, lane: u32, b: u32, c: u32) -> (u32, bool) {
 }
 
 fn perform_shuffle(m: &mut Machine, at: At, op: &WarpOp) -> Result<(), Raise> {
-    let WarpOp::Shuffle {
-        mode,
-        dst,
-        ok,
-        src,
-        lane: b,
-        clamp,
-        ..
-    } = op
-    else {
+    let WarpOp::Shuffle { mode, dst, ok, src, lane: b, clamp, .. } = op else {
         return Ok(());
     };
-    no_poison(
-        m,
-        m.taint(at, *b) | m.taint(at, *clamp),
-        "chooses a lane to shuffle from",
-    )?;
+    no_poison(m, m.taint(at, *b) | m.taint(at, *clamp), "chooses a lane to shuffle from")?;
     let (values, b, c) = (*m.read(at, *src), *m.read(at, *b), *m.read(at, *clamp));
     let source_taint = m.taint(at, *src);
     let (mut out, mut oks, mut taint) = ([0; 32], 0, 0);

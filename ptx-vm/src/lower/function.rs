@@ -45,14 +45,10 @@ pub(crate) fn lower_kernel<'a>(
     let mut code = vec![];
     let mut sources = vec![];
     for function in &functions {
-        cx.lower_body(function, &mut code, &mut sources)
-            .map_err(|mut e: ParseError| {
-                e.text = lines
-                    .get(e.line as usize - 1)
-                    .map_or("", |l| l.trim())
-                    .to_string();
-                e
-            })?;
+        cx.lower_body(function, &mut code, &mut sources).map_err(|mut e: ParseError| {
+            e.text = lines.get(e.line as usize - 1).map_or("", |l| l.trim()).to_string();
+            e
+        })?;
     }
     let dynamic_shared = cx.shared_end.next_multiple_of(dynamic_align);
     // Dynamic shared memory has a placeholder so far: its place is known only now.
@@ -65,11 +61,7 @@ pub(crate) fn lower_kernel<'a>(
         name: entry.name.to_string(),
         code,
         sources,
-        files: ast
-            .files
-            .iter()
-            .map(|&(n, name)| (n, Arc::from(name)))
-            .collect(),
+        files: ast.files.iter().map(|&(n, name)| (n, Arc::from(name))).collect(),
         num_regs: cx.num_regs as usize,
         num_preds: cx.num_preds as usize,
         constants: cx.constants,
@@ -96,18 +88,10 @@ fn reachable<'a>(ast: &'a Module<'a>, entry: &'a Function<'a>) -> Result<Vec<&'a
         out: &mut Vec<&'a Function<'a>>,
     ) -> Result<()> {
         if path.contains(&function.name) {
-            return Err(ParseError::new(
-                function.line,
-                "recursion is not supported",
-                function.name,
-            ));
+            return Err(ParseError::new(function.line, "recursion is not supported", function.name));
         }
         if path.len() > 64 {
-            return Err(ParseError::new(
-                function.line,
-                "calls nested too deeply",
-                function.name,
-            ));
+            return Err(ParseError::new(function.line, "calls nested too deeply", function.name));
         }
         path.push(function.name);
         if !out.iter().any(|f| f.name == function.name) {
@@ -122,10 +106,7 @@ fn reachable<'a>(ast: &'a Module<'a>, entry: &'a Function<'a>) -> Result<Vec<&'a
                 let Operand::Name { name, .. } = operand else {
                     continue;
                 };
-                let callee = ast
-                    .functions
-                    .iter()
-                    .find(|f| f.name == *name && f.body.is_some());
+                let callee = ast.functions.iter().find(|f| f.name == *name && f.body.is_some());
                 if let Some(callee) = callee {
                     visit(ast, callee, path, out)?;
                 }
@@ -207,11 +188,7 @@ impl<'a> Cx<'a> {
             }
             _ => self.local(variable),
         };
-        let space = if variable.space == VarSpace::Shared {
-            VarSpace::Shared
-        } else {
-            VarSpace::Local
-        };
+        let space = if variable.space == VarSpace::Shared { VarSpace::Shared } else { VarSpace::Local };
         self.declare(variable.name, Symbol::Address(space, address));
     }
 
@@ -226,16 +203,9 @@ impl<'a> Cx<'a> {
     fn place_callees(&mut self, functions: &[&'a Function<'a>]) {
         let mut entry = instructions(functions[0]);
         for function in &functions[1..] {
-            let mut place = |vars: &[Variable]| {
-                vars.iter()
-                    .map(|v| (self.local(v), v.bytes.unwrap_or(0)))
-                    .collect::<Vec<_>>()
-            };
-            let callee = Callee {
-                entry,
-                params: place(&function.params),
-                returns: place(&function.returns),
-            };
+            let mut place =
+                |vars: &[Variable]| vars.iter().map(|v| (self.local(v), v.bytes.unwrap_or(0))).collect::<Vec<_>>();
+            let callee = Callee { entry, params: place(&function.params), returns: place(&function.returns) };
             self.callees.insert(function.name.to_string(), callee);
             entry += instructions(function);
         }
@@ -247,10 +217,7 @@ impl<'a> Cx<'a> {
         for variable in &entry.params {
             let offset = end.next_multiple_of(variable.align);
             let bytes = variable.bytes.unwrap_or(0);
-            self.declare(
-                variable.name,
-                Symbol::Address(VarSpace::Param, offset as u64),
-            );
+            self.declare(variable.name, Symbol::Address(VarSpace::Param, offset as u64));
             params.push(Param { offset, bytes });
             end = offset + bytes;
         }
@@ -298,32 +265,20 @@ impl<'a> Cx<'a> {
         }
         self.scopes.pop();
         let op = isa::Op::Control(isa::control::Control::Return);
-        code.push(Instr {
-            guard: None,
-            op,
-            uses: Box::default(),
-            defs: Box::default(),
-        });
+        code.push(Instr { guard: None, op, uses: Box::default(), defs: Box::default() });
         sources.push(source(last_line, "ret", loc));
         Ok(())
     }
 
     fn open(&mut self, blocks: &mut impl Iterator<Item = HashMap<&'a str, u32>>) {
         let labels = blocks.next().unwrap_or_default();
-        self.scopes.push(Scope {
-            labels,
-            ..Scope::default()
-        });
+        self.scopes.push(Scope { labels, ..Scope::default() });
     }
 
     fn registers(&mut self, ty: Ty, names: &[(&'a str, Option<u32>)], line: u32) -> Result<()> {
         for &(name, count) in names {
             let n = count.unwrap_or(1);
-            let pool = if ty == Ty::Pred {
-                &mut self.num_preds
-            } else {
-                &mut self.num_regs
-            };
+            let pool = if ty == Ty::Pred { &mut self.num_preds } else { &mut self.num_regs };
             let first = *pool;
             *pool = first
                 .checked_add(n)
@@ -352,22 +307,12 @@ impl<'a> Cx<'a> {
         };
         let op = isa::decode(self, instr.opcode, &instr.operands).map_err(at)?;
         let (uses, defs) = (self.uses.as_slice().into(), self.defs.as_slice().into());
-        Ok(Instr {
-            guard,
-            op,
-            uses,
-            defs,
-        })
+        Ok(Instr { guard, op, uses, defs })
     }
 }
 
 fn source(ptx_line: u32, opcode: &str, (file, line): (u32, u32)) -> Source {
-    Source {
-        ptx_line,
-        opcode: opcode.to_string(),
-        file,
-        line,
-    }
+    Source { ptx_line, opcode: opcode.to_string(), file, line }
 }
 
 /// The labels of each block, in the order the blocks open: the body itself first.

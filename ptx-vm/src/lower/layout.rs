@@ -24,9 +24,7 @@ pub(crate) struct Image {
 }
 
 /// Gives every module-scope `.global` and `.const` variable an address and its initial bytes.
-pub(crate) fn link<'a>(
-    module: &Module<'a>,
-) -> Result<(HashMap<&'a str, Symbol>, Vec<Image>), ParseError> {
+pub(crate) fn link<'a>(module: &Module<'a>) -> Result<(HashMap<&'a str, Symbol>, Vec<Image>), ParseError> {
     let mut symbols = HashMap::new();
     let mut placed = vec![];
     for variable in &module.variables {
@@ -34,17 +32,11 @@ pub(crate) fn link<'a>(
             continue;
         }
         let Some(bytes) = variable.bytes else {
-            return Err(ParseError::new(
-                variable.line,
-                "extern variable without size",
-                variable.name,
-            ));
+            return Err(ParseError::new(variable.line, "extern variable without size", variable.name));
         };
         let align = variable.align.max(16) as u64;
         let span = bytes as u64 + GAP + 2 * align;
-        let address = NEXT_ADDRESS
-            .fetch_add(span, Ordering::Relaxed)
-            .next_multiple_of(align);
+        let address = NEXT_ADDRESS.fetch_add(span, Ordering::Relaxed).next_multiple_of(align);
         symbols.insert(variable.name, Symbol::Address(variable.space, address));
         placed.push((variable, address, bytes));
     }
@@ -61,11 +53,7 @@ pub(crate) fn link<'a>(
 }
 
 /// Module variables without initialiser are zero.
-fn initial_bytes(
-    variable: &Variable,
-    bytes: usize,
-    symbols: &HashMap<&str, Symbol>,
-) -> Result<Vec<u8>, ParseError> {
+fn initial_bytes(variable: &Variable, bytes: usize, symbols: &HashMap<&str, Symbol>) -> Result<Vec<u8>, ParseError> {
     let mut data = vec![0; bytes];
     let size = variable.ty.bytes().min(8);
     for (i, init) in variable.init.iter().enumerate() {
@@ -74,20 +62,12 @@ fn initial_bytes(
             Init::Address(name, offset) => match symbols.get(name) {
                 Some(Symbol::Address(_, a)) => a.wrapping_add(*offset as u64),
                 _ => {
-                    return Err(ParseError::new(
-                        variable.line,
-                        "unknown name in initialiser",
-                        *name,
-                    ));
+                    return Err(ParseError::new(variable.line, "unknown name in initialiser", *name));
                 }
             },
         };
         let Some(slot) = data.get_mut(i * size..(i + 1) * size) else {
-            return Err(ParseError::new(
-                variable.line,
-                "initialiser too long",
-                variable.name,
-            ));
+            return Err(ParseError::new(variable.line, "initialiser too long", variable.name));
         };
         slot.copy_from_slice(&truncate(bits, size).to_le_bytes()[..size]);
     }

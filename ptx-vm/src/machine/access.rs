@@ -69,31 +69,17 @@ impl Machine<'_> {
             _ => (space, address),
         };
         if address & (align as u64 - 1) != 0 {
-            return Err(Raise::from(FaultKind::Misaligned {
-                space,
-                address,
-                align,
-            })
-            .lane(lane));
+            return Err(Raise::from(FaultKind::Misaligned { space, address, align }).lane(lane));
         }
-        let out_of = |limit: Option<u64>| {
-            Raise::from(FaultKind::OutOfBounds {
-                space,
-                address,
-                bytes,
-                limit,
-            })
-            .lane(lane)
-        };
+        let out_of =
+            |limit: Option<u64>| Raise::from(FaultKind::OutOfBounds { space, address, bytes, limit }).lane(lane);
         let fits = |start: usize, len: usize| {
             let end = address.checked_add(bytes as u64);
             address >= start as u64 && end.is_some_and(|end| end <= len as u64)
         };
         match space {
             Space::Shared | Space::SharedCluster => {
-                let (cta, offset) = self
-                    .shared_of(at.cta, address)
-                    .ok_or_else(|| out_of(None))?;
+                let (cta, offset) = self.shared_of(at.cta, address).ok_or_else(|| out_of(None))?;
                 let len = self.ctas[cta].shared.len();
                 if offset < SHARED_BASE || offset + bytes > len {
                     return Err(out_of(Some(len as u64)));
@@ -101,19 +87,12 @@ impl Machine<'_> {
                 Ok(Target::Shared(cta, offset))
             }
             Space::Global | Space::Const | Space::Generic => {
-                let found = self
-                    .global
-                    .locate(address, bytes)
-                    .ok_or_else(|| out_of(None))?;
+                let found = self.global.locate(address, bytes).ok_or_else(|| out_of(None))?;
                 Ok(Target::Global(found.0, found.1))
             }
             Space::Param => {
                 let len = self.params.len();
-                if fits(0, len) {
-                    Ok(Target::Param(address as usize))
-                } else {
-                    Err(out_of(Some(len as u64)))
-                }
+                if fits(0, len) { Ok(Target::Param(address as usize)) } else { Err(out_of(Some(len as u64))) }
             }
             Space::Local => {
                 let len = self.warp(at).local_bytes;
@@ -136,11 +115,7 @@ impl Machine<'_> {
     }
 
     pub fn who(&self, at: At, lane: usize) -> Who {
-        Who {
-            cta: self.ctas[at.cta].id,
-            warp: at.warp as u8,
-            lane: lane as u8,
-        }
+        Who { cta: self.ctas[at.cta].id, warp: at.warp as u8, lane: lane as u8 }
     }
 
     /// Runs a shadow operation on `target` on behalf of a lane.
@@ -171,11 +146,7 @@ impl Machine<'_> {
             Target::Shared(cta, offset) => run(&mut self.ctas[cta].shadow, offset, &actor),
             Target::Global(buffer, offset) => {
                 let buffer = self.global.buffer_mut(buffer);
-                if buffer.read_only {
-                    Ok(T::default())
-                } else {
-                    run(&mut buffer.shadow, offset, &actor)
-                }
+                if buffer.read_only { Ok(T::default()) } else { run(&mut buffer.shadow, offset, &actor) }
             }
             Target::Param(_) | Target::Local(_) => Ok(T::default()),
         }
@@ -214,24 +185,13 @@ impl Machine<'_> {
             }
             _ => {}
         }
-        let done = self.with_shadow(at, lane, target, strength, |s, o, a| {
-            s.check_write(o, bytes, a)
-        });
+        let done = self.with_shadow(at, lane, target, strength, |s, o, a| s.check_write(o, bytes, a));
         done.map_err(|c| conflict("write", target, c).lane(lane))
     }
 
     /// Notes a checked write; see [`crate::mem::shadow::Shadow::commit_write`].
-    pub fn commit_write(
-        &mut self,
-        at: At,
-        lane: usize,
-        target: Target,
-        bytes: usize,
-        strength: Strength,
-    ) -> bool {
-        let done = self.with_shadow(at, lane, target, strength, |s, o, a| {
-            Ok(s.commit_write(o, bytes, a))
-        });
+    pub fn commit_write(&mut self, at: At, lane: usize, target: Target, bytes: usize, strength: Strength) -> bool {
+        let done = self.with_shadow(at, lane, target, strength, |s, o, a| Ok(s.commit_write(o, bytes, a)));
         done.unwrap_or(false)
     }
 
@@ -258,10 +218,7 @@ impl Machine<'_> {
                 self.ctas[cta].shared.write(offset, bytes, value, poison);
             }
             Target::Global(buffer, offset) => {
-                self.global
-                    .buffer_mut(buffer)
-                    .bytes
-                    .write(offset, bytes, value, poison);
+                self.global.buffer_mut(buffer).bytes.write(offset, bytes, value, poison);
             }
             Target::Local(offset) => self.warp_mut(at).local.write(offset, bytes, value, poison),
             Target::Param(_) => {}
@@ -294,30 +251,15 @@ impl Target {
 pub(crate) fn conflict(access: &'static str, target: Target, conflict: Conflict) -> Raise {
     let space = target.space();
     match conflict {
-        Conflict::Unordered {
-            at,
-            earlier,
-            earlier_writes,
-        } => {
+        Conflict::Unordered { at, earlier, earlier_writes } => {
             let before = if earlier_writes { "write" } else { "read" };
-            Raise::from(FaultKind::Race {
-                access,
-                earlier: before,
-                space,
-                address: at as u64,
-            })
-            .other(earlier)
+            Raise::from(FaultKind::Race { access, earlier: before, space, address: at as u64 }).other(earlier)
         }
-        Conflict::Proxy { at, earlier } => Raise::from(FaultKind::MissingProxyFence {
-            access,
-            address: at as u64,
-        })
-        .other(earlier),
-        Conflict::Pending { at, earlier } => Raise::from(FaultKind::InFlight {
-            access,
-            space,
-            address: at as u64,
-        })
-        .other(earlier),
+        Conflict::Proxy { at, earlier } => {
+            Raise::from(FaultKind::MissingProxyFence { access, address: at as u64 }).other(earlier)
+        }
+        Conflict::Pending { at, earlier } => {
+            Raise::from(FaultKind::InFlight { access, space, address: at as u64 }).other(earlier)
+        }
     }
 }

@@ -169,17 +169,9 @@ impl Machine<'_> {
         let threads = self.geometry.threads();
         let warps = (0..threads.div_ceil(32)).map(|w| {
             let mine = (threads - 32 * w).min(32);
-            let mask = if mine == 32 {
-                u32::MAX
-            } else {
-                (1 << mine) - 1
-            };
+            let mask = if mine == 32 { u32::MAX } else { (1 << mine) - 1 };
             let mut warp = Warp::new(kernel.num_regs, kernel.num_preds, mask, kernel.local_bytes);
-            let place = WarpPlace {
-                block: index,
-                warp: w,
-                shared_bytes: bytes as u32,
-            };
+            let place = WarpPlace { block: index, warp: w, shared_bytes: bytes as u32 };
             for &(reg, special) in &kernel.specials {
                 let mut values = [0; 32];
                 for lane in lanes(mask) {

@@ -29,23 +29,14 @@ impl Machine<'_> {
         Box::new(Fault {
             kind: raised.kind,
             kernel: self.kernel.name.clone(),
-            party: Some(Party {
-                block,
-                thread,
-                asynchronous: false,
-                place,
-            }),
+            party: Some(Party { block, thread, asynchronous: false, place }),
             other: raised.other.map(|stamp| self.party(&stamp)),
         })
     }
 
     fn party(&self, stamp: &Stamp) -> Party {
         let asynchronous = stamp.who.lane == ASYNC_LANE;
-        let lane = if asynchronous {
-            0
-        } else {
-            stamp.who.lane as u32
-        };
+        let lane = if asynchronous { 0 } else { stamp.who.lane as u32 };
         Party {
             block: self.geometry.block_index(stamp.who.cta),
             thread: self.geometry.thread(stamp.who.warp as u32 * 32 + lane),
@@ -56,12 +47,7 @@ impl Machine<'_> {
 
     /// A fault of the grid as a whole.
     pub fn grid_fault(&self, kind: FaultKind) -> Box<Fault> {
-        Box::new(Fault {
-            kind,
-            kernel: self.kernel.name.clone(),
-            party: None,
-            other: None,
-        })
+        Box::new(Fault { kind, kernel: self.kernel.name.clone(), party: None, other: None })
     }
 
     /// Nothing can run: says where everyone waits.
@@ -73,10 +59,7 @@ impl Machine<'_> {
                     let lane = lanes(group.lanes).next().unwrap_or(0) as u32;
                     let thread = self.geometry.thread(w as u32 * 32 + lane);
                     // The instruction that waits is the one before, where waiting comes after it.
-                    let behind = matches!(
-                        group.wait,
-                        Wait::Barrier(_) | Wait::Progress(_) | Wait::Cluster
-                    );
+                    let behind = matches!(group.wait, Wait::Barrier(_) | Wait::Progress(_) | Wait::Cluster);
                     let place = self.place(group.pc.saturating_sub(behind as u32));
                     waiting.push(format!(
                         "block {:?} thread {:?} ({} lanes) at {place}",

@@ -85,8 +85,6 @@ impl Machine<'_> {
 
     /// Whether every resident block has ended.
     fn finished(&self) -> bool {
-        self.ctas
-            .iter()
-            .all(|cta| cta.warps.iter().all(|w| w.alive() == 0))
+        self.ctas.iter().all(|cta| cta.warps.iter().all(|w| w.alive() == 0))
     }
 }

@@ -8,13 +8,7 @@ use crate::report::{Fault, FaultKind, Raise};
 impl Machine<'_> {
     /// Runs up to `slice` instructions of a warp. `contrary` prefers the group that is furthest on,
     /// which the usual order (lowest first, for early reconvergence) would never show.
-    pub fn run_warp(
-        &mut self,
-        cta: usize,
-        warp: usize,
-        slice: u32,
-        contrary: bool,
-    ) -> Result<(), Box<Fault>> {
+    pub fn run_warp(&mut self, cta: usize, warp: usize, slice: u32, contrary: bool) -> Result<(), Box<Fault>> {
         let mut current = None;
         for _ in 0..slice {
             let groups = &self.ctas[cta].warps[warp].groups;
@@ -40,20 +34,13 @@ impl Machine<'_> {
         let group = &state.groups[index];
         let (pc, all) = (group.pc, group.lanes);
         let instr = &kernel.code[pc as usize];
-        let at = At {
-            cta,
-            warp,
-            lanes: all,
-            pc,
-        };
+        let at = At { cta, warp, lanes: all, pc };
         let active = match instr.guard {
             None => all,
             Some(guard) => {
                 let poisoned = state.pred_taint(guard) & all;
                 if poisoned != 0 && self.checks.poison {
-                    let raise = Raise::from(FaultKind::Poison {
-                        used: "decides control flow",
-                    });
+                    let raise = Raise::from(FaultKind::Poison { used: "decides control flow" });
                     return Err(self.fault(at, raise.lane(poisoned.trailing_zeros() as usize)));
                 }
                 all & state.pred(guard)
@@ -67,10 +54,7 @@ impl Machine<'_> {
             self.ctas[cta].warps[warp].groups[index].pc += 1;
             return Ok(true);
         }
-        let at = At {
-            lanes: active,
-            ..at
-        };
+        let at = At { lanes: active, ..at };
         let flow = isa::execute(self, at, &instr.op).map_err(|raise| self.fault(at, raise))?;
         self.apply(at, index, all, flow)
     }
@@ -96,10 +80,7 @@ impl Machine<'_> {
                 self.replace(
                     at,
                     index,
-                    [
-                        (target, at.lanes, Wait::Ready, Some(stack)),
-                        (next, rest, Wait::Ready, None),
-                    ],
+                    [(target, at.lanes, Wait::Ready, Some(stack)), (next, rest, Wait::Ready, None)],
                 );
             }
             Flow::Return => {
@@ -114,51 +95,22 @@ impl Machine<'_> {
             }
             Flow::Exit => return self.exit(at, index, rest),
             Flow::Park(wait) => {
-                self.replace(
-                    at,
-                    index,
-                    [
-                        (at.pc, at.lanes, wait, None),
-                        (next, rest, Wait::Ready, None),
-                    ],
-                );
+                self.replace(at, index, [(at.pc, at.lanes, wait, None), (next, rest, Wait::Ready, None)]);
                 self.gather(at)?;
             }
             Flow::NextThen(wait) => {
-                self.replace(
-                    at,
-                    index,
-                    [
-                        (next, at.lanes, wait, None),
-                        (next, rest, Wait::Ready, None),
-                    ],
-                );
+                self.replace(at, index, [(next, at.lanes, wait, None), (next, rest, Wait::Ready, None)]);
             }
             Flow::Partial { done, wait } => {
                 let stuck = at.lanes & !done;
-                self.replace(
-                    at,
-                    index,
-                    [
-                        (next, done | rest, Wait::Ready, None),
-                        (at.pc, stuck, wait, None),
-                    ],
-                );
+                self.replace(at, index, [(next, done | rest, Wait::Ready, None), (at.pc, stuck, wait, None)]);
                 self.gather(at)?;
             }
         }
         Ok(false)
     }
 
-    fn split(
-        &mut self,
-        at: At,
-        index: usize,
-        taken: u32,
-        target: u32,
-        rest: u32,
-        next: u32,
-    ) -> bool {
+    fn split(&mut self, at: At, index: usize, taken: u32, target: u32, rest: u32, next: u32) -> bool {
         let groups = &mut self.warp_mut(at).groups;
         if taken == 0 || rest == 0 {
             groups[index].pc = if rest == 0 { target } else { next };
@@ -167,14 +119,7 @@ impl Machine<'_> {
             }
             return true;
         }
-        self.replace(
-            at,
-            index,
-            [
-                (target, taken, Wait::Ready, None),
-                (next, rest, Wait::Ready, None),
-            ],
-        );
+        self.replace(at, index, [(target, taken, Wait::Ready, None), (next, rest, Wait::Ready, None)]);
         false
     }
 
@@ -185,12 +130,7 @@ impl Machine<'_> {
             if lanes != 0 {
                 let stack = stack.unwrap_or_else(|| old.stack.clone());
                 let groups = &mut self.warp_mut(at).groups;
-                groups.push(Group {
-                    pc,
-                    lanes,
-                    wait,
-                    stack,
-                });
+                groups.push(Group { pc, lanes, wait, stack });
                 let last = groups.len() - 1;
                 self.merge(at, last);
             }
@@ -217,14 +157,7 @@ impl Machine<'_> {
     fn exit(&mut self, at: At, index: usize, rest: u32) -> Result<bool, Box<Fault>> {
         isa::control::check_exit(self, at).map_err(|raise| self.fault(at, raise))?;
         self.warp_mut(at).exited |= at.lanes;
-        self.replace(
-            at,
-            index,
-            [
-                (at.pc + 1, rest, Wait::Ready, None),
-                (0, 0, Wait::Ready, None),
-            ],
-        );
+        self.replace(at, index, [(at.pc + 1, rest, Wait::Ready, None), (0, 0, Wait::Ready, None)]);
         self.progress += 1;
         isa::barrier::after_exit(self, at.cta);
         self.gather(at)?;
@@ -244,11 +177,7 @@ impl Machine<'_> {
             };
             let pc = warp.groups[i].pc;
             let here = |g: &&mut Group| waiting(g) && g.pc == pc;
-            let arrived = warp
-                .groups
-                .iter_mut()
-                .filter(here)
-                .fold(0, |all, g| all | g.lanes);
+            let arrived = warp.groups.iter_mut().filter(here).fold(0, |all, g| all | g.lanes);
             if mask & alive & !arrived == 0 {
                 let mut groups = warp.groups.iter_mut().filter(here);
                 groups.by_ref().for_each(|g| g.wait = Wait::Ready);
@@ -282,11 +211,7 @@ impl Machine<'_> {
         };
         let text = groups.iter().map(describe).collect::<Vec<_>>().join("; ");
         let text = format!("lanes wait for each other at different instructions: {text}");
-        let first = At {
-            lanes: groups[0].lanes,
-            pc: groups[0].pc,
-            ..at
-        };
+        let first = At { lanes: groups[0].lanes, pc: groups[0].pc, ..at };
         Err(self.fault(first, FaultKind::Divergent(text).into()))
     }
 
@@ -331,12 +256,7 @@ impl Machine<'_> {
                 }
             }
             if woken != 0 {
-                self.merge_ready(At {
-                    cta,
-                    warp,
-                    lanes: woken,
-                    pc: 0,
-                });
+                self.merge_ready(At { cta, warp, lanes: woken, pc: 0 });
             }
         }
         self.progress += 1;
@@ -357,15 +277,8 @@ impl Machine<'_> {
 
 /// The ready group to run.
 fn pick(groups: &[Group], contrary: bool) -> Option<usize> {
-    let ready = groups
-        .iter()
-        .enumerate()
-        .filter(|(_, g)| g.wait == Wait::Ready);
-    let chosen = if contrary {
-        ready.max_by_key(|(_, g)| g.pc)
-    } else {
-        ready.min_by_key(|(_, g)| g.pc)
-    };
+    let ready = groups.iter().enumerate().filter(|(_, g)| g.wait == Wait::Ready);
+    let chosen = if contrary { ready.max_by_key(|(_, g)| g.pc) } else { ready.min_by_key(|(_, g)| g.pc) };
     chosen.map(|(i, _)| i)
 }
 
@@ -376,10 +289,7 @@ pub(crate) fn whole_warp(m: &Machine, at: At, what: &str) -> Result<Option<Flow>
         return Ok(None);
     }
     if warp.alive() != u32::MAX {
-        let text = format!(
-            "{what} needs all 32 lanes of the warp, {} run",
-            warp.alive().count_ones()
-        );
+        let text = format!("{what} needs all 32 lanes of the warp, {} run", warp.alive().count_ones());
         return Err(FaultKind::Divergent(text).into());
     }
     Ok(Some(Flow::Park(Wait::Lanes(u32::MAX))))

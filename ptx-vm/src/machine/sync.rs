@@ -97,15 +97,7 @@ impl Machine<'_> {
     }
 
     /// A strong write: gives away what the lane knows (release), or what it knew at its last fence.
-    pub fn publish(
-        &mut self,
-        at: At,
-        lane: usize,
-        target: Target,
-        order: Order,
-        scope: Scope,
-        rmw: bool,
-    ) {
+    pub fn publish(&mut self, at: At, lane: usize, target: Target, order: Order, scope: Scope, rmw: bool) {
         if !self.checks.races {
             return;
         }
@@ -116,13 +108,7 @@ impl Machine<'_> {
         let mut given = Clock::default();
         let mut reach = Some(scope);
         if order.releases() {
-            self.release(
-                At {
-                    lanes: 1 << lane,
-                    ..at
-                },
-                &mut given,
-            );
+            self.release(At { lanes: 1 << lane, ..at }, &mut given);
         } else if let Some((clock, fence_scope)) = &self.warp(at).fences[lane] {
             given.join(clock);
             reach = Some(scope.min(*fence_scope));
@@ -134,11 +120,7 @@ impl Machine<'_> {
             entry.clock.join(&given);
             entry.scope = reach.max(entry.scope);
         } else {
-            *entry = Published {
-                clock: given,
-                cta,
-                scope: reach,
-            };
+            *entry = Published { clock: given, cta, scope: reach };
         }
         entry.cta = cta;
     }
@@ -161,13 +143,7 @@ impl Machine<'_> {
         }
         let clock = found.clock.clone();
         if order.acquires() {
-            self.acquire(
-                At {
-                    lanes: 1 << lane,
-                    ..at
-                },
-                &clock,
-            );
+            self.acquire(At { lanes: 1 << lane, ..at }, &clock);
         } else {
             self.warp_mut(at).seen[lane].join(&clock);
         }
@@ -178,13 +154,7 @@ impl Machine<'_> {
     pub fn fence(&mut self, at: At, scope: Scope) {
         for lane in lanes(at.lanes) {
             let seen = std::mem::take(&mut self.warp_mut(at).seen[lane]);
-            self.acquire(
-                At {
-                    lanes: 1 << lane,
-                    ..at
-                },
-                &seen,
-            );
+            self.acquire(At { lanes: 1 << lane, ..at }, &seen);
         }
         let id = self.ctas[at.cta].id;
         let warp = self.warp_mut(at);

@@ -73,12 +73,7 @@ impl Warp {
             pred_taint: vec![u32::MAX; num_preds],
             carry: 0,
             carry_taint: u32::MAX,
-            groups: vec![Group {
-                pc: 0,
-                lanes: threads,
-                wait: Wait::Ready,
-                stack: vec![],
-            }],
+            groups: vec![Group { pc: 0, lanes: threads, wait: Wait::Ready, stack: vec![] }],
             threads,
             exited: 0,
             local: Bytes::poisoned(local_bytes * 32),
@@ -114,11 +109,7 @@ impl Warp {
     /// Lanes in which the register holds poison.
     #[inline]
     pub fn taint(&self, reg: Reg) -> u32 {
-        if reg.constant_index().is_some() {
-            0
-        } else {
-            self.taint[reg.index()]
-        }
+        if reg.constant_index().is_some() { 0 } else { self.taint[reg.index()] }
     }
 
     /// Writes `values` for the lanes of `mask`.

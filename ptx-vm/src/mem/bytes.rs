@@ -13,10 +13,7 @@ const FILL: u8 = 0xff;
 
 impl Bytes {
     pub fn poisoned(len: usize) -> Self {
-        Bytes {
-            data: vec![FILL; len],
-            poison: vec![1; len],
-        }
+        Bytes { data: vec![FILL; len], poison: vec![1; len] }
     }
 
     pub fn from_data(data: Vec<u8>) -> Self {
@@ -70,10 +67,7 @@ impl Bytes {
 
     /// A copy of some bytes, poison included.
     pub fn clone_range(&self, at: usize, len: usize) -> Bytes {
-        Bytes {
-            data: self.data[at..at + len].to_vec(),
-            poison: self.poison[at..at + len].to_vec(),
-        }
+        Bytes { data: self.data[at..at + len].to_vec(), poison: self.poison[at..at + len].to_vec() }
     }
 
     /// Copies bytes together with their poison.

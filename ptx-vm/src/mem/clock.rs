@@ -35,11 +35,7 @@ impl WarpClock {
         if lane == ASYNC_LANE {
             return epoch <= self.asynchronous;
         }
-        epoch <= self.all
-            || self
-                .lanes
-                .as_ref()
-                .is_some_and(|l| epoch <= l[lane as usize])
+        epoch <= self.all || self.lanes.as_ref().is_some_and(|l| epoch <= l[lane as usize])
     }
 
     fn lane(&self, lane: usize) -> u32 {
@@ -71,11 +67,7 @@ impl WarpClock {
         } else {
             self.set(std::array::from_fn(|l| {
                 let old = self.lane(l);
-                if mask >> l & 1 == 1 {
-                    old.max(epoch)
-                } else {
-                    old
-                }
+                if mask >> l & 1 == 1 { old.max(epoch) } else { old }
             }));
         }
     }
@@ -96,20 +88,14 @@ pub(crate) struct Clock {
 
 impl Clock {
     fn cta(&self, cta: u32) -> Option<&Rc<CtaClock>> {
-        self.ctas
-            .iter()
-            .find(|(id, _)| *id == cta)
-            .map(|(_, clock)| clock)
+        self.ctas.iter().find(|(id, _)| *id == cta).map(|(_, clock)| clock)
     }
 
     fn cta_mut(&mut self, cta: u32, warp: u8) -> &mut CtaClock {
         let at = match self.ctas.iter().position(|(id, _)| *id == cta) {
             Some(at) => at,
             None => {
-                let empty = CtaClock {
-                    known: vec![],
-                    fenced: vec![],
-                };
+                let empty = CtaClock { known: vec![], fenced: vec![] };
                 self.ctas.push((cta, Rc::new(empty)));
                 self.ctas.len() - 1
             }
@@ -124,17 +110,13 @@ impl Clock {
 
     /// Whether everything `who` did up to `epoch` is known.
     pub fn knows(&self, who: Who, epoch: u32) -> bool {
-        let clock = self
-            .cta(who.cta)
-            .and_then(|c| c.known.get(who.warp as usize));
+        let clock = self.cta(who.cta).and_then(|c| c.known.get(who.warp as usize));
         clock.is_some_and(|c| c.knows(who.lane, epoch))
     }
 
     /// Whether it is known and made visible to the async proxy.
     pub fn fenced(&self, who: Who, epoch: u32) -> bool {
-        let clock = self
-            .cta(who.cta)
-            .and_then(|c| c.fenced.get(who.warp as usize));
+        let clock = self.cta(who.cta).and_then(|c| c.fenced.get(who.warp as usize));
         clock.is_some_and(|c| c.knows(who.lane, epoch))
     }
 
@@ -163,14 +145,8 @@ impl Clock {
                         mine.known.resize(warps, WarpClock::default());
                         mine.fenced.resize(warps, WarpClock::default());
                     }
-                    mine.known
-                        .iter_mut()
-                        .zip(&theirs.known)
-                        .for_each(|(a, b)| a.join(b));
-                    mine.fenced
-                        .iter_mut()
-                        .zip(&theirs.fenced)
-                        .for_each(|(a, b)| a.join(b));
+                    mine.known.iter_mut().zip(&theirs.known).for_each(|(a, b)| a.join(b));
+                    mine.fenced.iter_mut().zip(&theirs.fenced).for_each(|(a, b)| a.join(b));
                 }
             }
         }

@@ -27,11 +27,7 @@ pub(crate) struct Global {
 
 impl Default for Global {
     fn default() -> Self {
-        Global {
-            buffers: vec![],
-            next: FIRST,
-            last: 0,
-        }
+        Global { buffers: vec![], next: FIRST, last: 0 }
     }
 }
 
@@ -54,15 +50,7 @@ impl Global {
     fn insert(&mut self, base: u64, bytes: Bytes, read_only: bool) {
         let at = self.buffers.partition_point(|b| b.base < base);
         let shadow = Shadow::new(bytes.len());
-        self.buffers.insert(
-            at,
-            Buffer {
-                base,
-                bytes,
-                shadow,
-                read_only,
-            },
-        );
+        self.buffers.insert(at, Buffer { base, bytes, shadow, read_only });
     }
 
     /// Removes the buffer that starts at `base`.
@@ -84,10 +72,7 @@ impl Global {
         if let Some(offset) = self.buffers.get(self.last).and_then(inside) {
             return Some((self.last, offset));
         }
-        let index = self
-            .buffers
-            .partition_point(|b| b.base <= address)
-            .checked_sub(1)?;
+        let index = self.buffers.partition_point(|b| b.base <= address).checked_sub(1)?;
         let offset = inside(&self.buffers[index])?;
         self.last = index;
         Some((index, offset))

@@ -73,31 +73,14 @@ pub(crate) struct Actor<'a> {
 /// Why an access may not be made.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Conflict {
-    Unordered {
-        at: usize,
-        earlier: Stamp,
-        earlier_writes: bool,
-    },
-    Proxy {
-        at: usize,
-        earlier: Stamp,
-    },
-    Pending {
-        at: usize,
-        earlier: Stamp,
-    },
+    Unordered { at: usize, earlier: Stamp, earlier_writes: bool },
+    Proxy { at: usize, earlier: Stamp },
+    Pending { at: usize, earlier: Stamp },
 }
 
 impl Actor<'_> {
     fn stamp(&self) -> Stamp {
-        Stamp {
-            who: self.who,
-            epoch: self.epoch,
-            pc: self.pc,
-            strong: self.strong,
-            proxy: self.proxy,
-            pending: false,
-        }
+        Stamp { who: self.who, epoch: self.epoch, pc: self.pc, strong: self.strong, proxy: self.proxy, pending: false }
     }
 
     fn after_write(&self, at: usize, w: &Stamp) -> Result<(), Conflict> {
@@ -110,11 +93,7 @@ impl Actor<'_> {
         let own = w.who == self.issuer;
         let ordered = own || self.strong && w.strong || self.clock.knows(w.who, w.epoch);
         if !ordered {
-            return Err(Conflict::Unordered {
-                at,
-                earlier: *w,
-                earlier_writes: true,
-            });
+            return Err(Conflict::Unordered { at, earlier: *w, earlier_writes: true });
         }
         if self.proxy && !w.proxy && !self.clock.fenced(w.who, w.epoch) {
             return Err(Conflict::Proxy { at, earlier: *w });
@@ -128,34 +107,15 @@ impl Actor<'_> {
                 continue;
             }
             let same_warp = r.cta == self.issuer.cta && r.warp == self.issuer.warp;
-            let lanes = if same_warp {
-                r.lanes & !(1 << self.issuer.lane)
-            } else {
-                r.lanes
-            };
+            let lanes = if same_warp { r.lanes & !(1 << self.issuer.lane) } else { r.lanes };
             if lanes == 0 {
                 continue;
             }
             if let Some(lane) = self.clock.unknown_lane(r.cta, r.warp, lanes, r.epoch) {
-                let who = Who {
-                    cta: r.cta,
-                    warp: r.warp,
-                    lane,
-                };
+                let who = Who { cta: r.cta, warp: r.warp, lane };
                 let proxy = lane == ASYNC_LANE;
-                let earlier = Stamp {
-                    who,
-                    epoch: r.epoch,
-                    pc: r.pc,
-                    strong: r.strong,
-                    proxy,
-                    pending: false,
-                };
-                return Err(Conflict::Unordered {
-                    at,
-                    earlier,
-                    earlier_writes: false,
-                });
+                let earlier = Stamp { who, epoch: r.epoch, pc: r.pc, strong: r.strong, proxy, pending: false };
+                return Err(Conflict::Unordered { at, earlier, earlier_writes: false });
             }
         }
         Ok(())
@@ -166,11 +126,7 @@ impl Cell {
     fn note_read(&mut self, a: &Actor) {
         let bit = 1u64 << a.who.lane;
         let (cta, warp) = (a.who.cta, a.who.warp);
-        for r in self
-            .reads
-            .iter_mut()
-            .filter(|r| r.cta == cta && r.warp == warp)
-        {
+        for r in self.reads.iter_mut().filter(|r| r.cta == cta && r.warp == warp) {
             if r.epoch == a.epoch && r.strong == a.strong {
                 r.lanes |= bit;
                 r.pc = a.pc;
@@ -181,22 +137,13 @@ impl Cell {
         }
         self.reads.retain(|r| r.lanes != 0);
         let (epoch, pc) = (a.epoch, a.pc);
-        self.reads.push(Reads {
-            cta,
-            warp,
-            strong: a.strong,
-            epoch,
-            pc,
-            lanes: bit,
-        });
+        self.reads.push(Reads { cta, warp, strong: a.strong, epoch, pc, lanes: bit });
     }
 }
 
 impl Shadow {
     pub fn new(bytes: usize) -> Self {
-        Shadow {
-            blocks: vec![None; bytes.div_ceil(BLOCK)],
-        }
+        Shadow { blocks: vec![None; bytes.div_ceil(BLOCK)] }
     }
 
     /// Forgets everything.
@@ -217,19 +164,13 @@ impl Shadow {
         while from < end {
             let index = from / BLOCK;
             let block = self.blocks[index].get_or_insert_with(|| {
-                Box::new(Block {
-                    shift: COARSE,
-                    cells: vec![Cell::default(); BLOCK >> COARSE],
-                })
+                Box::new(Block { shift: COARSE, cells: vec![Cell::default(); BLOCK >> COARSE] })
             });
             if block.shift > fine {
                 block.refine(fine);
             }
             let stop = end.min((index + 1) * BLOCK);
-            let (first, last) = (
-                (from % BLOCK) >> block.shift,
-                ((stop - 1) % BLOCK) >> block.shift,
-            );
+            let (first, last) = ((from % BLOCK) >> block.shift, ((stop - 1) % BLOCK) >> block.shift);
             for (i, cell) in block.cells[first..=last].iter_mut().enumerate() {
                 f(index * BLOCK + ((first + i) << block.shift), cell)?;
             }
@@ -261,8 +202,7 @@ impl Shadow {
         let mut overlap = false;
         let done: Result<(), ()> = self.cells(at, len, |_, cell| {
             let w = cell.write;
-            overlap |=
-                w.epoch == a.epoch && w.pc == a.pc && w.who.warp == a.who.warp && w.who != a.who;
+            overlap |= w.epoch == a.epoch && w.pc == a.pc && w.who.warp == a.who.warp && w.who != a.who;
             cell.write = a.stamp();
             cell.reads.clear();
             Ok(())
@@ -280,10 +220,7 @@ impl Shadow {
     /// Checks a write and marks its bytes as in flight: no one may touch them until [`Shadow::land`].
     pub fn begin_copy(&mut self, at: usize, len: usize, a: &Actor) -> Result<(), Conflict> {
         self.check_write(at, len, a)?;
-        let stamp = Stamp {
-            pending: true,
-            ..a.stamp()
-        };
+        let stamp = Stamp { pending: true, ..a.stamp() };
         self.cells(at, len, |_, cell| {
             cell.write = stamp;
             cell.reads.clear();
@@ -300,11 +237,7 @@ impl Shadow {
 impl Block {
     fn refine(&mut self, shift: u32) {
         let copies = 1 << (self.shift - shift);
-        self.cells = self
-            .cells
-            .iter()
-            .flat_map(|c| std::iter::repeat_n(c.clone(), copies))
-            .collect();
+        self.cells = self.cells.iter().flat_map(|c| std::iter::repeat_n(c.clone(), copies)).collect();
         self.shift = shift;
     }
 }

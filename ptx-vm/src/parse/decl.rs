@@ -66,32 +66,12 @@ impl<'a> Parser<'a> {
     fn function(&mut self) -> Result<Function<'a>> {
         let line = self.peek().line;
         let entry = self.next().text == ".entry";
-        let returns = if self.is("(") {
-            self.parameters()?
-        } else {
-            vec![]
-        };
+        let returns = if self.is("(") { self.parameters()? } else { vec![] };
         let name = self.word()?;
-        let params = if self.is("(") {
-            self.parameters()?
-        } else {
-            vec![]
-        };
+        let params = if self.is("(") { self.parameters()? } else { vec![] };
         let bounds = self.bounds()?;
-        let body = if self.take(";") {
-            None
-        } else {
-            Some(self.body()?)
-        };
-        Ok(Function {
-            name,
-            entry,
-            returns,
-            params,
-            body,
-            bounds,
-            line,
-        })
+        let body = if self.take(";") { None } else { Some(self.body()?) };
+        Ok(Function { name, entry, returns, params, body, bounds, line })
     }
 
     fn parameters(&mut self) -> Result<Vec<Variable<'a>>> {
@@ -132,11 +112,8 @@ impl<'a> Parser<'a> {
                 *slot = self.u32()?;
             }
         }
-        let fits = out
-            .iter()
-            .try_fold(1u32, |product, &n| product.checked_mul(n));
-        fits.map(|_| out)
-            .ok_or_else(|| self.unexpected("a smaller bound"))
+        let fits = out.iter().try_fold(1u32, |product, &n| product.checked_mul(n));
+        fits.map(|_| out).ok_or_else(|| self.unexpected("a smaller bound"))
     }
 
     /// `.space .align n .type name[size] = init`, without what ends it.
@@ -149,11 +126,7 @@ impl<'a> Parser<'a> {
             ".local" => VarSpace::Local,
             ".param" | ".reg" => VarSpace::Param,
             other => {
-                return Err(ParseError::new(
-                    line,
-                    format!("unknown state space {other}"),
-                    "",
-                ));
+                return Err(ParseError::new(line, format!("unknown state space {other}"), ""));
             }
         };
         let (mut align, mut ty, mut lanes) = (None, None, 1);
@@ -175,52 +148,27 @@ impl<'a> Parser<'a> {
                 }
                 word => {
                     let known = Ty::parse(&word[1..]).filter(|&t| t != Ty::Pred);
-                    ty = Some(known.ok_or_else(|| {
-                        ParseError::new(line, format!("unknown type {word}"), "")
-                    })?);
+                    ty = Some(known.ok_or_else(|| ParseError::new(line, format!("unknown type {word}"), ""))?);
                 }
             }
         }
         let ty = ty.ok_or_else(|| self.unexpected("a type"))?;
         let align = align.unwrap_or(ty.bytes() * lanes);
         if !align.is_power_of_two() || align > 4096 {
-            return Err(ParseError::new(
-                line,
-                "alignment must be a power of two up to 4096",
-                "",
-            ));
+            return Err(ParseError::new(line, "alignment must be a power of two up to 4096", ""));
         }
         let name = self.word()?;
         let count = self.dimensions()?;
         let too_big = || ParseError::new(line, "variable too large", name);
         let bytes = match count {
             Some(n) => {
-                let bytes = n
-                    .checked_mul((ty.bytes() * lanes) as u64)
-                    .ok_or_else(too_big)?;
-                Some(
-                    usize::try_from(bytes)
-                        .ok()
-                        .filter(|&b| b < 1 << 30)
-                        .ok_or_else(too_big)?,
-                )
+                let bytes = n.checked_mul((ty.bytes() * lanes) as u64).ok_or_else(too_big)?;
+                Some(usize::try_from(bytes).ok().filter(|&b| b < 1 << 30).ok_or_else(too_big)?)
             }
             None => None,
         };
-        let init = if self.take("=") {
-            self.initialiser()?
-        } else {
-            vec![]
-        };
-        Ok(Variable {
-            name,
-            space,
-            ty,
-            align,
-            bytes,
-            init,
-            line,
-        })
+        let init = if self.take("=") { self.initialiser()? } else { vec![] };
+        Ok(Variable { name, space, ty, align, bytes, init, line })
     }
 
     /// Product of the array dimensions; `None` if the first is left open.

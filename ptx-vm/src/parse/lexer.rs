@@ -42,14 +42,9 @@ pub(crate) fn tokenize(src: &str) -> Result<Vec<Token<'_>>, ParseError> {
         } else if c.is_ascii_whitespace() {
             at += 1;
         } else if bytes[at..].starts_with(b"//") {
-            at += bytes[at..]
-                .iter()
-                .position(|&b| b == b'\n')
-                .unwrap_or(bytes.len() - at);
+            at += bytes[at..].iter().position(|&b| b == b'\n').unwrap_or(bytes.len() - at);
         } else if bytes[at..].starts_with(b"/*") {
-            let end = src[at..]
-                .find("*/")
-                .ok_or_else(|| error(line, "comment without end"))?;
+            let end = src[at..].find("*/").ok_or_else(|| error(line, "comment without end"))?;
             line += count_lines(&src[at..at + end]);
             at += end + 2;
         } else {
@@ -63,11 +58,7 @@ pub(crate) fn tokenize(src: &str) -> Result<Vec<Token<'_>>, ParseError> {
             at += len;
         }
     }
-    tokens.push(Token {
-        kind: Kind::End,
-        text: "",
-        line,
-    });
+    tokens.push(Token { kind: Kind::End, text: "", line });
     Ok(tokens)
 }
 
@@ -76,15 +67,11 @@ fn measure(src: &str, at: usize, line: u32) -> Result<(Kind, usize), ParseError>
     let bytes = &src.as_bytes()[at..];
     let c = bytes[0];
     if c == b'"' {
-        let end = src[at + 1..]
-            .find('"')
-            .ok_or_else(|| error(line, "string without end"))?;
+        let end = src[at + 1..].find('"').ok_or_else(|| error(line, "string without end"))?;
         return Ok((Kind::Text, end + 2));
     }
     if c.is_ascii_digit() {
-        let len = bytes
-            .iter()
-            .position(|&b| !(b.is_ascii_alphanumeric() || b == b'.'));
+        let len = bytes.iter().position(|&b| !(b.is_ascii_alphanumeric() || b == b'.'));
         return Ok((Kind::Number, len.unwrap_or(bytes.len())));
     }
     if is_word(c) {
@@ -122,12 +109,7 @@ mod tests {
     fn words_numbers_and_lines() {
         let t = tokenize("a.b::c %r1, 0x1F; // gone\n$L: [x+-4]").unwrap();
         let texts: Vec<_> = t.iter().map(|t| t.text).collect();
-        assert_eq!(
-            texts,
-            [
-                "a.b::c", "%r1", ",", "0x1F", ";", "$L", ":", "[", "x", "+", "-", "4", "]", ""
-            ]
-        );
+        assert_eq!(texts, ["a.b::c", "%r1", ",", "0x1F", ";", "$L", ":", "[", "x", "+", "-", "4", "]", ""]);
         assert_eq!(t[5].line, 2);
     }
 

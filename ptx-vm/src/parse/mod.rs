@@ -23,12 +23,7 @@ pub struct ParseError {
 
 impl ParseError {
     pub(crate) fn new(line: u32, message: impl Into<String>, text: impl Into<String>) -> Self {
-        ParseError {
-            file: String::new(),
-            line,
-            message: message.into(),
-            text: text.into(),
-        }
+        ParseError { file: String::new(), line, message: message.into(), text: text.into() }
     }
 }
 
@@ -36,11 +31,7 @@ pub(crate) type Result<T> = std::result::Result<T, ParseError>;
 
 /// Parses the text of a module.
 pub(crate) fn parse(src: &str) -> Result<ast::Module<'_>> {
-    Parser {
-        tokens: lexer::tokenize(src)?,
-        at: 0,
-    }
-    .module()
+    Parser { tokens: lexer::tokenize(src)?, at: 0 }.module()
 }
 
 /// A cursor over the tokens; `decl` and `stmt` hold the grammar.
@@ -81,11 +72,7 @@ impl<'a> Parser<'a> {
     }
 
     fn expect(&mut self, text: &str) -> Result<()> {
-        if self.take(text) {
-            Ok(())
-        } else {
-            Err(self.unexpected(&format!("`{text}`")))
-        }
+        if self.take(text) { Ok(()) } else { Err(self.unexpected(&format!("`{text}`"))) }
     }
 
     fn word(&mut self) -> Result<&'a str> {
@@ -97,16 +84,8 @@ impl<'a> Parser<'a> {
 
     fn unexpected(&self, wanted: &str) -> ParseError {
         let token = self.peek();
-        let found = if token.kind == Kind::End {
-            "end of file"
-        } else {
-            token.text
-        };
-        ParseError::new(
-            token.line,
-            format!("expected {wanted}, found `{found}`"),
-            "",
-        )
+        let found = if token.kind == Kind::End { "end of file" } else { token.text };
+        ParseError::new(token.line, format!("expected {wanted}, found `{found}`"), "")
     }
 
     /// A signed integer literal.
@@ -117,11 +96,7 @@ impl<'a> Parser<'a> {
         }
         let value = integer(self.peek().text).ok_or_else(|| self.unexpected("an integer"))? as i64;
         self.next();
-        Ok(if negative {
-            value.wrapping_neg()
-        } else {
-            value
-        })
+        Ok(if negative { value.wrapping_neg() } else { value })
     }
 
     /// A non-negative integer that fits 32 bits.

@@ -63,9 +63,9 @@ impl<'a> Parser<'a> {
         let line = self.peek().line;
         let word = self.word()?;
         let ty = word.strip_prefix('.').and_then(Ty::parse);
-        let ty = ty.filter(|&t| t != Ty::B128).ok_or_else(|| {
-            ParseError::new(line, format!("register type {word} is not supported"), "")
-        })?;
+        let ty = ty
+            .filter(|&t| t != Ty::B128)
+            .ok_or_else(|| ParseError::new(line, format!("register type {word} is not supported"), ""))?;
         let mut names = vec![];
         loop {
             let name = self.word()?;
@@ -129,12 +129,7 @@ impl<'a> Parser<'a> {
                 operand
             });
         }
-        Ok(Instr {
-            guard,
-            opcode,
-            operands,
-            line,
-        })
+        Ok(Instr { guard, opcode, operands, line })
     }
 
     fn operand(&mut self, depth: usize) -> Result<Operand<'a>> {
@@ -151,19 +146,11 @@ impl<'a> Parser<'a> {
             return self.memory(depth);
         }
         if self.take("!") {
-            return Ok(Operand::Name {
-                name: self.word()?,
-                negated: true,
-                offset: 0,
-            });
+            return Ok(Operand::Name { name: self.word()?, negated: true, offset: 0 });
         }
         if self.peek().kind == Kind::Word {
             let name = self.word()?;
-            return Ok(Operand::Name {
-                name,
-                negated: false,
-                offset: self.offset()?,
-            });
+            return Ok(Operand::Name { name, negated: false, offset: self.offset()? });
         }
         self.literal()
     }
@@ -181,34 +168,18 @@ impl<'a> Parser<'a> {
 
     /// `+n`, `-n` or `+-n` behind a name.
     fn offset(&mut self) -> Result<i64> {
-        if self.take("+") || self.is("-") {
-            self.int()
-        } else {
-            Ok(0)
-        }
+        if self.take("+") || self.is("-") { self.int() } else { Ok(0) }
     }
 
     fn memory(&mut self, depth: usize) -> Result<Operand<'a>> {
-        let base = if self.peek().kind == Kind::Word {
-            Some(self.word()?)
-        } else {
-            None
-        };
-        let offset = if base.is_some() {
-            self.offset()?
-        } else {
-            self.int()?
-        };
+        let base = if self.peek().kind == Kind::Word { Some(self.word()?) } else { None };
+        let offset = if base.is_some() { self.offset()? } else { self.int()? };
         let mut extra = vec![];
         while self.take(",") {
             extra.push(self.operand(depth + 1)?);
         }
         self.expect("]")?;
-        Ok(Operand::Memory {
-            base,
-            offset,
-            extra,
-        })
+        Ok(Operand::Memory { base, offset, extra })
     }
 
     fn literal(&mut self) -> Result<Operand<'a>> {
@@ -224,17 +195,11 @@ impl<'a> Parser<'a> {
         } else if let Some(hex) = strip(text, "0d", "0D") {
             Operand::F64(u64::from_str_radix(hex, 16).map_err(bad)? ^ (negative as u64) << 63)
         } else if text.contains('.') {
-            let value: f64 = text
-                .parse()
-                .map_err(|_| ParseError::new(token.line, "malformed number", text))?;
+            let value: f64 = text.parse().map_err(|_| ParseError::new(token.line, "malformed number", text))?;
             Operand::F64(if negative { -value } else { value }.to_bits())
         } else {
             let value = integer(text).ok_or_else(|| self.unexpected("an integer"))? as i64;
-            Operand::Int(if negative {
-                value.wrapping_neg()
-            } else {
-                value
-            })
+            Operand::Int(if negative { value.wrapping_neg() } else { value })
         };
         self.next();
         Ok(literal)
@@ -242,6 +207,5 @@ impl<'a> Parser<'a> {
 }
 
 fn strip<'a>(text: &'a str, lower: &str, upper: &str) -> Option<&'a str> {
-    text.strip_prefix(lower)
-        .or_else(|| text.strip_prefix(upper))
+    text.strip_prefix(lower).or_else(|| text.strip_prefix(upper))
 }

@@ -11,9 +11,7 @@ use std::process::Command;
 /// nvcc from `NVCC`, `CUDA_HOME`, `CUDA_PATH` or the PATH. Without one, tests that need it say so and
 /// pass, unless `PTX_VM_REQUIRE_NVCC` is set.
 pub fn nvcc() -> Option<PathBuf> {
-    let homes = ["CUDA_HOME", "CUDA_PATH"]
-        .iter()
-        .filter_map(std::env::var_os);
+    let homes = ["CUDA_HOME", "CUDA_PATH"].iter().filter_map(std::env::var_os);
     let candidates = std::env::var_os("NVCC").map(PathBuf::from).into_iter();
     let candidates = candidates.chain(homes.map(|home| Path::new(&home).join("bin/nvcc")));
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -21,10 +19,7 @@ pub fn nvcc() -> Option<PathBuf> {
     let found = candidates.chain(on_path).find(|p| p.is_file());
     if found.is_none() {
         let required = std::env::var_os("PTX_VM_REQUIRE_NVCC").is_some();
-        assert!(
-            !required,
-            "PTX_VM_REQUIRE_NVCC is set, but there is no nvcc"
-        );
+        assert!(!required, "PTX_VM_REQUIRE_NVCC is set, but there is no nvcc");
         eprintln!("skipped: no nvcc (set CUDA_HOME)");
     }
     found
@@ -36,13 +31,7 @@ pub fn kernels_dir() -> PathBuf {
 }
 
 /// PTX of a CUDA source, named `name` in reports, that may include the files of `dir`; results are kept between runs.
-pub fn compile(
-    nvcc: &Path,
-    name: &str,
-    source: &str,
-    dir: &Path,
-    arch: &str,
-) -> Result<String, String> {
+pub fn compile(nvcc: &Path, name: &str, source: &str, dir: &Path, arch: &str) -> Result<String, String> {
     let mut hash = DefaultHasher::new();
     (source, arch).hash(&mut hash);
     let headers = std::fs::read_to_string(dir.join("ptx.cuh")).unwrap_or_default();
@@ -107,37 +96,19 @@ pub fn bf16_bytes(values: &[half::bf16]) -> Vec<u8> {
 }
 
 pub fn to_i32(bytes: &[u8]) -> Vec<i32> {
-    bytes
-        .chunks_exact(4)
-        .map(|c| i32::from_le_bytes([c[0], c[1], c[2], c[3]]))
-        .collect()
+    bytes.chunks_exact(4).map(|c| i32::from_le_bytes([c[0], c[1], c[2], c[3]])).collect()
 }
 
 pub fn to_f32(bytes: &[u8]) -> Vec<f32> {
-    to_i32(bytes)
-        .into_iter()
-        .map(|v| f32::from_bits(v as u32))
-        .collect()
+    to_i32(bytes).into_iter().map(|v| f32::from_bits(v as u32)).collect()
 }
 
 pub fn to_bf16(bytes: &[u8]) -> Vec<f32> {
-    bytes
-        .chunks_exact(2)
-        .map(|c| half::bf16::from_le_bytes([c[0], c[1]]).to_f32())
-        .collect()
+    bytes.chunks_exact(2).map(|c| half::bf16::from_le_bytes([c[0], c[1]]).to_f32()).collect()
 }
 
 /// Largest error relative to 1 + |expected|; infinite if any value is NaN.
 pub fn max_error(values: &[f32], expected: &[f32]) -> f32 {
-    let errors = values
-        .iter()
-        .zip(expected)
-        .map(|(v, e)| (v - e).abs() / (1.0 + e.abs()));
-    errors.fold(0.0, |max, e| {
-        if e.is_nan() {
-            f32::INFINITY
-        } else {
-            max.max(e)
-        }
-    })
+    let errors = values.iter().zip(expected).map(|(v, e)| (v - e).abs() / (1.0 + e.abs()));
+    errors.fold(0.0, |max, e| if e.is_nan() { f32::INFINITY } else { max.max(e) })
 }

@@ -21,7 +21,11 @@ pub(super) fn router_logits(cpu: &Cpu, args: RouterLogitsArgs<'_>) -> Result<()>
     };
     let weight = Floats::new("weight", args.weight)?;
     let mut output = args.output;
-    let output = Output::new(&mut output)?;
-    cpu.with_scratch(|scratch| gemm.exact(isa, weight, output, scratch));
+    let logits = Output::new(&mut output)?;
+    cpu.with_scratch(|scratch| gemm.exact(isa, weight, logits, scratch));
+    if args.tanh {
+        // As wide as the experts are many: nothing beside the products.
+        host::slice_mut::<f32>("output", &mut output)?.iter_mut().for_each(|x| *x = libm::tanhf(*x));
+    }
     Ok(())
 }

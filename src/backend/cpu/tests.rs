@@ -370,6 +370,7 @@ fn router_logits_are_the_oracles_whatever_the_batch() {
                         hidden_states: input.view().slice(first..first + count).unwrap(),
                         weight: weight.view(),
                         bias: None,
+                        tanh: false,
                         output: output.view_mut().unwrap(),
                     };
                     router_logits(&device, args).unwrap();

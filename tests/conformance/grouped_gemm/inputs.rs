@@ -124,6 +124,12 @@ impl Inputs {
         if case.rows == Rows::OneExpert { case.num_slots } else { self.used_slots().len() }
     }
 
+    /// The same inputs, with values that `dtype` can hold.
+    pub fn rounded_to(&self, dtype: DType) -> Self {
+        let rounded = Floats::new(dtype, self.input.values.iter().copied());
+        Self { input: Floats::new(self.input.dtype, rounded.values), ..self.clone() }
+    }
+
     /// The same inputs, with only these rows, for one expert that reads row by row.
     pub fn of_rows(&self, case: &Case, first: usize, count: usize) -> Self {
         let rows = &self.input.values[first * case.k..][..count * case.k];

@@ -1,30 +1,58 @@
 //! The devices under test, listed once.
 
-use fused_moe::backend::cpu::Cpu;
+use std::num::NonZeroUsize;
+
+use fused_moe::backend::cpu::{Cpu, InstructionSet};
 use fused_moe::{Device, Error, Result};
 
 use super::remote::Remote;
 
 /// A device that may be there.
 pub struct Candidate {
-    /// Its name in test names.
+    /// Its name, in test names and in `FUSED_MOE_REQUIRE`.
     pub name: &'static str,
-    /// The backend, as `FUSED_MOE_REQUIRE` names it.
-    pub backend: &'static str,
     /// The device, or why it is not there.
     pub open: fn() -> Result<Device>,
+    /// Whether it copies its inputs to f64, as the oracle does: no place for tensors of 2^31 elements.
+    pub widens: bool,
+}
+
+impl Candidate {
+    const fn new(name: &'static str, open: fn() -> Result<Device>) -> Self {
+        Self { name, open, widens: false }
+    }
+
+    const fn oracle(name: &'static str, open: fn() -> Result<Device>) -> Self {
+        Self { name, open, widens: true }
+    }
 }
 
 /// Every device that conformance is asked of.
 pub const CANDIDATES: &[Candidate] = &[
-    Candidate { name: "cpu", backend: "cpu", open: || Ok(Device::new(Cpu::new())) },
-    Candidate { name: "reference", backend: "reference", open: || Ok(Device::reference()) },
-    Candidate { name: "remote", backend: "remote", open: || Ok(Device::new(Remote::default())) },
-    Candidate { name: "wgpu", backend: "wgpu", open: || Device::by_name("wgpu") },
-    Candidate { name: "cuda", backend: "cuda", open: || Device::by_name("cuda") },
+    Candidate::new("cpu", || Device::by_name("cpu")),
+    Candidate::new("cpu-amx", || cpu(InstructionSet::Amx)),
+    Candidate::new("cpu-avx512bf16", || cpu(InstructionSet::Avx512Bf16)),
+    Candidate::new("cpu-avx512", || cpu(InstructionSet::Avx512)),
+    Candidate::new("cpu-avx2", || cpu(InstructionSet::Avx2)),
+    Candidate::new("cpu-portable", || cpu(InstructionSet::Portable)),
+    Candidate::new("cpu-3-threads", three_threads),
+    Candidate::oracle("reference", || Ok(Device::reference())),
+    Candidate::oracle("remote", || Ok(Device::new(Remote::default()))),
+    Candidate::new("wgpu", || Device::by_name("wgpu")),
+    Candidate::new("cuda", || Device::by_name("cuda")),
 ];
 
-/// The backends that `FUSED_MOE_REQUIRE=cpu,wgpu,...` says must be there.
+fn cpu(set: InstructionSet) -> Result<Device> {
+    Ok(Device::new(Cpu::builder().instruction_set(set).build()?))
+}
+
+/// More threads than some machines have: work is cut where the default would not cut it.
+fn three_threads() -> Result<Device> {
+    let threads = NonZeroUsize::new(3).expect("3 is not 0");
+    Ok(Device::new(Cpu::builder().threads(threads).build()?))
+}
+
+/// The devices that `FUSED_MOE_REQUIRE=cpu,wgpu,...` says must be there.
 ///
 /// # Errors
 /// The names that no candidate has: a typo would require nothing.
@@ -32,8 +60,8 @@ pub fn required() -> Result<Vec<String>, String> {
     let list = std::env::var("FUSED_MOE_REQUIRE").unwrap_or_default();
     let names: Vec<String> =
         list.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect();
-    match names.iter().find(|name| CANDIDATES.iter().all(|candidate| candidate.backend != **name)) {
-        Some(unknown) => Err(format!("FUSED_MOE_REQUIRE names {unknown:?}, which is no backend under test")),
+    match names.iter().find(|name| CANDIDATES.iter().all(|candidate| candidate.name != **name)) {
+        Some(unknown) => Err(format!("FUSED_MOE_REQUIRE names {unknown:?}, which is no device under test")),
         None => Ok(names),
     }
 }
@@ -53,7 +81,7 @@ impl Candidate {
     pub fn find(&self, required: &[String]) -> Found {
         match (self.open)() {
             Ok(device) => Found::Present(device),
-            Err(Error::Unavailable { reason, .. }) if !required.iter().any(|name| name == self.backend) => {
+            Err(Error::Unavailable { reason, .. }) if !required.iter().any(|name| name == self.name) => {
                 Found::Skipped(reason)
             }
             Err(error) => Found::Missing(error.to_string()),

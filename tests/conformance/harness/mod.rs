@@ -7,6 +7,8 @@
 
 pub mod compare;
 pub mod devices;
+pub mod faulty;
+pub mod host_copy;
 pub mod log;
 pub mod model;
 pub mod remote;

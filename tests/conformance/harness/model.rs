@@ -19,6 +19,9 @@ pub struct Spec {
     pub weight: DType,
     /// Of hidden states and output.
     pub io: DType,
+    /// Hidden states that the weights' type can hold: a backend may round them to it, and the bound is on what comes
+    /// after that.
+    pub rounded_inputs: bool,
     /// Whether router, experts and projections have biases.
     pub biases: bool,
     /// Range of the selection bias, where there is one.
@@ -32,6 +35,7 @@ pub struct Spec {
 pub struct Model {
     /// What the layer is.
     pub spec: Spec,
+    router_hidden: Option<Projection>,
     router: Projection,
     selection_bias: Option<Floats>,
     experts: Stack,
@@ -128,6 +132,11 @@ fn upload<const N: usize>(values: &Option<Floats>, device: &Device, shape: [usiz
     values.as_ref().map(|values| values.upload(device, shape)).transpose()
 }
 
+/// The width of what the router's last projection sees.
+fn router_width(config: &MoeConfig) -> usize {
+    config.router.hidden_size.unwrap_or(config.hidden_size)
+}
+
 impl Model {
     /// Random weights.
     pub fn new(spec: &Spec) -> Self {
@@ -143,7 +152,8 @@ impl Model {
             (down, Projection::random(rng, spec, 1, config.hidden_size, size))
         });
         Self {
-            router: Projection::random(rng, spec, 1, choices, config.hidden_size),
+            router_hidden: config.router.hidden_size.map(|n| Projection::random(rng, spec, 1, n, config.hidden_size)),
+            router: Projection::random(rng, spec, 1, choices, router_width(config)),
             selection_bias: spec.selection_bias.map(|scale| Floats::random(rng, DType::F32, choices, scale)),
             experts: Stack::random(rng, spec, &StackSizes::routed(config)),
             shared,
@@ -155,7 +165,8 @@ impl Model {
     /// Random hidden states `[T, H]`.
     pub fn hidden_states(&self, num_tokens: usize) -> Floats {
         let numel = num_tokens * self.spec.config.hidden_size;
-        Floats::random(&mut rng(self.spec.seed + 1000), self.spec.io, numel, 1.7)
+        let dtype = if self.spec.rounded_inputs { self.spec.weight } else { self.spec.io };
+        Floats::new(self.spec.io, Floats::random(&mut rng(self.spec.seed + 1000), dtype, numel, 1.7).values)
     }
 
     /// Multiplies the routed experts' weights: how far their activations and outputs reach.
@@ -170,6 +181,7 @@ impl Model {
     pub fn oracle(&self) -> reference::Layer<'_> {
         reference::Layer {
             config: &self.spec.config,
+            router_hidden: self.router_hidden.as_ref().map(|hidden| hidden.weight.wide()),
             router: self.router.linear(),
             selection_bias: self.selection_bias.as_ref().map(Floats::wide),
             experts: self.experts.oracle(),
@@ -199,9 +211,14 @@ impl Model {
                 up_bias: upload(&up.bias, device, [1, config.hidden_size])?,
             })
         });
+        let hidden = self
+            .router_hidden
+            .as_ref()
+            .map(|hidden| hidden.weight.upload(device, [router_width(config), config.hidden_size]));
         Ok(MoeWeights {
             router: Some(RouterWeights {
-                weight: self.router.weight.upload(device, [choices, config.hidden_size])?,
+                hidden: hidden.transpose()?,
+                weight: self.router.weight.upload(device, [choices, router_width(config)])?,
                 bias: upload(&self.router.bias, device, [choices])?,
                 selection_bias: upload(&self.selection_bias, device, [choices])?,
             }),

@@ -14,6 +14,8 @@ use fused_moe::plan::{PermutePlanMut, Slots};
 use fused_moe::tensor::{Data, DataMut, DeviceBuffer, Shape, Storage, TensorView, TensorViewMut};
 use fused_moe::{DType, Device, Result};
 
+use super::host_copy::HostCopy;
+
 /// The backend; each value is a device with memory of its own.
 #[derive(Debug, Default)]
 pub struct Remote {
@@ -33,49 +35,18 @@ impl DeviceBuffer for Buffer {
     }
 }
 
-/// A host copy of a view, aligned for every element type.
-struct Copy {
-    words: Vec<u32>,
-    bytes: usize,
-    dtype: DType,
-    shape: Shape,
+/// The host's copy of a view.
+fn copy(view: TensorView<'_>) -> HostCopy {
+    let Data::Device { buffer, byte_offset } = view.data() else { panic!("ops let host memory through") };
+    let memory = open(buffer).bytes.read().expect("no test panics while it writes");
+    let bytes = view.shape().numel() * view.dtype().size();
+    HostCopy::new(&memory[byte_offset..][..bytes], view.dtype(), view.shape())
 }
 
-impl Copy {
-    fn of(view: TensorView<'_>) -> Self {
-        let bytes = view.shape().numel() * view.dtype().size();
-        let mut copy = Self { words: vec![0; bytes.div_ceil(4)], bytes, dtype: view.dtype(), shape: view.shape() };
-        let Data::Device { buffer, byte_offset } = view.data() else { panic!("ops let host memory through") };
-        let memory = open(buffer).bytes.read().expect("no test panics while it writes");
-        bytemuck::cast_slice_mut(&mut copy.words)[..bytes].copy_from_slice(&memory[byte_offset..][..bytes]);
-        copy
-    }
-
-    fn view(&self) -> TensorView<'_> {
-        TensorView::from_bytes(&bytemuck::cast_slice(&self.words)[..self.bytes], self.dtype, self.shape)
-            .expect("made of a view of this shape")
-    }
-
-    fn view_mut(&mut self) -> TensorViewMut<'_> {
-        let (dtype, shape, len) = (self.dtype, self.shape, self.bytes / self.dtype.size());
-        let view = match dtype {
-            DType::F32 => TensorViewMut::from_slice(bytemuck::cast_slice_mut::<_, f32>(&mut self.words), shape),
-            DType::U32 => TensorViewMut::from_slice(&mut self.words, shape),
-            DType::BF16 => {
-                TensorViewMut::from_slice(&mut bytemuck::cast_slice_mut::<_, half::bf16>(&mut self.words)[..len], shape)
-            }
-            DType::F16 => {
-                TensorViewMut::from_slice(&mut bytemuck::cast_slice_mut::<_, half::f16>(&mut self.words)[..len], shape)
-            }
-        };
-        view.expect("made of a view of this shape")
-    }
-
-    fn store(&self, target: TensorViewMut<'_>) {
-        let DataMut::Device { buffer, byte_offset } = target.data() else { panic!("ops let host memory through") };
-        let mut memory = open(buffer).bytes.write().expect("no test panics while it writes");
-        memory[byte_offset..][..self.bytes].copy_from_slice(&bytemuck::cast_slice(&self.words)[..self.bytes]);
-    }
+fn store(copy: &HostCopy, target: TensorViewMut<'_>) {
+    let DataMut::Device { buffer, byte_offset } = target.data() else { panic!("ops let host memory through") };
+    let mut memory = open(buffer).bytes.write().expect("no test panics while it writes");
+    memory[byte_offset..][..copy.bytes().len()].copy_from_slice(copy.bytes());
 }
 
 fn open(buffer: &dyn DeviceBuffer) -> &Buffer {
@@ -85,7 +56,7 @@ fn open(buffer: &dyn DeviceBuffer) -> &Buffer {
 /// Host copies of slots in device memory.
 enum SlotCopy {
     PerToken { top_k: usize },
-    Ragged { token_offsets: Copy, slot_tokens: Copy },
+    Ragged { token_offsets: HostCopy, slot_tokens: HostCopy },
 }
 
 impl SlotCopy {
@@ -93,7 +64,7 @@ impl SlotCopy {
         match slots {
             Slots::PerToken { top_k } => Self::PerToken { top_k },
             Slots::Ragged { token_offsets, slot_tokens } => {
-                Self::Ragged { token_offsets: Copy::of(token_offsets), slot_tokens: Copy::of(slot_tokens) }
+                Self::Ragged { token_offsets: copy(token_offsets), slot_tokens: copy(slot_tokens) }
             }
         }
     }
@@ -110,14 +81,14 @@ impl SlotCopy {
 
 /// A host copy of a target: computed into by `fill`, then stored.
 fn update(mut target: TensorViewMut<'_>, fill: impl FnOnce(TensorViewMut<'_>) -> Result<()>) -> Result<()> {
-    let mut copy = Copy::of(target.as_view());
+    let mut copy = copy(target.as_view());
     fill(copy.view_mut())?;
-    copy.store(target.reborrow());
+    store(&copy, target.reborrow());
     Ok(())
 }
 
-fn view(copy: &Option<Copy>) -> Option<TensorView<'_>> {
-    copy.as_ref().map(Copy::view)
+fn view(copy: &Option<HostCopy>) -> Option<TensorView<'_>> {
+    copy.as_ref().map(HostCopy::view)
 }
 
 impl Backend for Remote {
@@ -149,8 +120,7 @@ impl Backend for Remote {
     }
 
     fn read(&self, source: TensorView<'_>, target: &mut [u8]) -> Result<()> {
-        let copy = Copy::of(source);
-        target.copy_from_slice(&bytemuck::cast_slice(&copy.words)[..copy.bytes]);
+        target.copy_from_slice(copy(source).bytes());
         Ok(())
     }
 
@@ -159,21 +129,22 @@ impl Backend for Remote {
     }
 
     fn router_logits(&self, args: RouterLogitsArgs<'_>) -> Result<()> {
-        let (hidden_states, weight) = (Copy::of(args.hidden_states), Copy::of(args.weight));
-        let bias = args.bias.map(Copy::of);
+        let (hidden_states, weight) = (copy(args.hidden_states), copy(args.weight));
+        let bias = args.bias.map(copy);
         update(args.output, |output| {
             Device::reference().backend().router_logits(RouterLogitsArgs {
                 hidden_states: hidden_states.view(),
                 weight: weight.view(),
                 bias: view(&bias),
+                tanh: args.tanh,
                 output,
             })
         })
     }
 
     fn route(&self, args: RouteArgs<'_>) -> Result<()> {
-        let router_logits = Copy::of(args.router_logits);
-        let selection_bias = args.selection_bias.map(Copy::of);
+        let router_logits = copy(args.router_logits);
+        let selection_bias = args.selection_bias.map(copy);
         update(args.topk_ids, |topk_ids| {
             update(args.topk_weights, |topk_weights| {
                 Device::reference().backend().route(RouteArgs {
@@ -189,7 +160,7 @@ impl Backend for Remote {
     }
 
     fn permute(&self, args: PermuteArgs<'_>) -> Result<()> {
-        let topk_ids = Copy::of(args.topk_ids);
+        let topk_ids = copy(args.topk_ids);
         let PermutePlanMut { expert_offsets, permuted_idx, inv_permuted_idx } = args.plan;
         update(expert_offsets, |expert_offsets| {
             update(permuted_idx, |permuted_idx| {
@@ -202,12 +173,12 @@ impl Backend for Remote {
     }
 
     fn grouped_gemm(&self, args: GroupedGemmArgs<'_>) -> Result<()> {
-        let (input, weight) = (Copy::of(args.input), Copy::of(args.weight));
-        let (expert_offsets, bias) = (args.expert_offsets.map(Copy::of), args.bias.map(Copy::of));
+        let (input, weight) = (copy(args.input), copy(args.weight));
+        let (expert_offsets, bias) = (args.expert_offsets.map(copy), args.bias.map(copy));
         let gathered = match args.rows {
             InputRows::Same => None,
             InputRows::Gathered { permuted_idx, slots, slot_scale } => {
-                Some((Copy::of(permuted_idx), SlotCopy::of(slots), slot_scale.map(Copy::of)))
+                Some((copy(permuted_idx), SlotCopy::of(slots), slot_scale.map(copy)))
             }
         };
         let rows = match &gathered {
@@ -230,14 +201,13 @@ impl Backend for Remote {
     }
 
     fn combine(&self, args: CombineArgs<'_>) -> Result<()> {
-        let expert_out = Copy::of(args.expert_out);
-        let (inv_permuted_idx, topk_weights) = (args.inv_permuted_idx.map(Copy::of), args.topk_weights.map(Copy::of));
+        let expert_out = copy(args.expert_out);
+        let (inv_permuted_idx, topk_weights) = (args.inv_permuted_idx.map(copy), args.topk_weights.map(copy));
         let slots = SlotCopy::of(args.slots);
         let zero = args
             .zero_experts
-            .map(|zero| (zero, Copy::of(zero.topk_ids), Copy::of(zero.topk_weights), Copy::of(zero.hidden_states)));
-        let shared =
-            args.shared.map(|shared| (shared.scale, Copy::of(shared.output), shared.gate_logits.map(Copy::of)));
+            .map(|zero| (zero, copy(zero.topk_ids), copy(zero.topk_weights), copy(zero.hidden_states)));
+        let shared = args.shared.map(|shared| (shared.scale, copy(shared.output), shared.gate_logits.map(copy)));
         update(args.output, |output| {
             Device::reference().backend().combine(CombineArgs {
                 expert_out: expert_out.view(),

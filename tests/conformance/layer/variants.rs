@@ -1,7 +1,10 @@
 //! The layers under test: one for each thing that models do differently.
 
 use fused_moe::config::{Activation, GateUpLayout, MoeConfig, SharedExpertConfig, WeightLayout};
-use fused_moe::routing::{GroupLimit, GroupScore, Renormalize, RouterConfig, ScoreFunction, WeightFunction, WeightsOn};
+use fused_moe::routing::{
+    Capacity, CapacityLimit, GroupLimit, GroupScore, Renormalize, RouterConfig, ScoreFunction, WeightFunction,
+    WeightsOn,
+};
 
 /// The start of every variant: softmax top-3, renormalised, SwiGLU.
 pub fn base() -> MoeConfig {
@@ -78,8 +81,11 @@ fn routers() -> Vec<Variant> {
     };
     let zero = RouterConfig { num_zero_experts: 4, scaling_factor: 6.0, renormalize: None, ..router };
     let zero_on_input = RouterConfig { num_zero_experts: 4, ..on_input.clone() };
+    let limited = RouterConfig { capacity: Some(Capacity::new(CapacityLimit::Factor(0.75))), ..base().router };
     let with = |router| MoeConfig { router, ..base() };
     vec![
+        ("router_hidden", with(RouterConfig { hidden_size: Some(9), ..base().router }), false),
+        ("capacity", with(limited), false),
         ("grouped_sigmoid", MoeConfig { num_experts: 12, shared: Some(shared(false)), ..with(sigmoid) }, true),
         ("over_selected", with(over_selected), false),
         ("weights_on_input", MoeConfig { shared: Some(shared(false)), ..with(on_input) }, false),
