@@ -4,6 +4,7 @@
 //! there shows as ignored, with its reason; `FUSED_MOE_REQUIRE=cpu,wgpu,...` makes that a failure.
 
 mod combine;
+mod errors;
 mod faults;
 mod grouped_gemm;
 mod harness;
@@ -22,8 +23,15 @@ use harness::devices::{CANDIDATES, Candidate, Found, required};
 use libtest_mimic::{Arguments, Completion, Trial};
 
 /// Every test that every device must pass.
-const TESTS: &[&[Test]] =
-    &[router_logits::TESTS, route::TESTS, permute::TESTS, grouped_gemm::TESTS, combine::TESTS, layer::TESTS];
+const TESTS: &[&[Test]] = &[
+    router_logits::TESTS,
+    route::TESTS,
+    permute::TESTS,
+    grouped_gemm::TESTS,
+    combine::TESTS,
+    layer::TESTS,
+    errors::TESTS,
+];
 
 static CASES: AtomicUsize = AtomicUsize::new(0);
 static UNSUPPORTED: AtomicUsize = AtomicUsize::new(0);
