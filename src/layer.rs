@@ -108,7 +108,7 @@ impl<T: AsView> MoeLayer<T> {
         output: TensorViewMut<'_>,
         workspace: &mut Workspace,
     ) -> Result<()> {
-        self.check_hidden_states(hidden_states, workspace)?;
+        self.check_call(hidden_states, output.as_view(), workspace)?;
         let Workspace { routing, plan, routed, shared, latent, .. } = workspace;
         let routing = self.route(hidden_states, routing)?;
         let buffers = Buffers { plan, routed, shared: shared.as_mut(), latent: latent.as_mut() };
@@ -126,7 +126,7 @@ impl<T: AsView> MoeLayer<T> {
         output: TensorViewMut<'_>,
         workspace: &mut Workspace,
     ) -> Result<()> {
-        let num_tokens = self.check_hidden_states(hidden_states, workspace)?;
+        let num_tokens = self.check_call(hidden_states, output.as_view(), workspace)?;
         let expected = [num_tokens, self.config.router.top_k];
         let expect = Expect::on(&self.device);
         expect.tensor("topk_ids", routing.topk_ids, expected, &[DType::U32])?;
@@ -136,18 +136,25 @@ impl<T: AsView> MoeLayer<T> {
         self.experts(hidden_states, routing, output, buffers)
     }
 
-    fn check_hidden_states(&self, hidden_states: TensorView<'_>, workspace: &Workspace) -> Result<usize> {
-        Expect::on(&self.device).elements("hidden_states", hidden_states, FLOATS)?;
-        workspace.check(&self.config)?;
+    /// What the caller gave fits, under the caller's names; returns T.
+    fn check_call(
+        &self,
+        hidden_states: TensorView<'_>,
+        output: TensorView<'_>,
+        workspace: &Workspace,
+    ) -> Result<usize> {
+        let expect = Expect::on(&self.device);
+        expect.elements("hidden_states", hidden_states, FLOATS)?;
+        workspace.check(&self.device, &self.config)?;
+        let hidden_size = self.config.hidden_size;
         match *hidden_states.dims() {
-            [num_tokens, hidden_size]
-                if hidden_size == self.config.hidden_size && num_tokens <= workspace.max_tokens =>
-            {
+            [num_tokens, h] if h == hidden_size && num_tokens <= workspace.max_tokens => {
+                expect.tensor("output", output, [num_tokens, hidden_size], FLOATS)?;
                 Ok(num_tokens)
             }
             _ => Err(Error::invalid(
                 "hidden_states",
-                format!("shape [T, {}], T up to the workspace's {}", self.config.hidden_size, workspace.max_tokens),
+                format!("shape [T, {hidden_size}], T up to the workspace's {}", workspace.max_tokens),
                 hidden_states.shape(),
             )),
         }

@@ -4,6 +4,7 @@ use crate::backend::Device;
 use crate::config::{MoeConfig, SharedExpertConfig};
 use crate::error::{Error, Result};
 use crate::layer::Routing;
+use crate::ops::Expect;
 use crate::tensor::{DType, Tensor};
 
 /// Everything a layer needs besides its weights, allocated once for up to `max_tokens` tokens.
@@ -82,8 +83,9 @@ impl Sizes {
 }
 
 impl Workspace {
-    /// The workspace was made for a layer of these sizes.
-    pub(crate) fn check(&self, config: &MoeConfig) -> Result<()> {
+    /// The workspace was made for a layer of these sizes, on this device.
+    pub(crate) fn check(&self, device: &Device, config: &MoeConfig) -> Result<()> {
+        Expect::on(device).elements("workspace", self.routing.topk_ids.view(), &[DType::U32])?;
         let expected = Sizes::of(config);
         if self.sizes == expected {
             return Ok(());

@@ -11,6 +11,7 @@ use fused_moe::{DType, Device, Result, Tensor};
 
 use super::{Maker, Wrong, names};
 use crate::harness::model::{Model, Spec};
+use crate::harness::remote::Remote;
 use crate::harness::{Failure, Log, Problem};
 
 /// A configuration with everything that a layer can have.
@@ -240,6 +241,12 @@ pub fn forward(device: &Device, log: &mut Log) -> Result<(), Failure> {
         let Call { hidden_states, mut output } = call(Maker { device, field: "", wrong: Wrong::Type })?;
         names(layer.forward(hidden_states.view(), output.view_mut()?, &mut other.workspace(3)?), "workspace")
     })?;
+    log.case(device, &"another device's workspace", |device, _| {
+        let layer = model().layer(device, LayerOptions::default())?;
+        let other = model().layer(&Device::new(Remote::default()), LayerOptions::default())?;
+        let Call { hidden_states, mut output } = call(Maker { device, field: "", wrong: Wrong::Type })?;
+        names(layer.forward(hidden_states.view(), output.view_mut()?, &mut other.workspace(3)?), "workspace")
+    })?;
     log.case(device, &"a workspace without end", |device, _| {
         let layer = model().layer(device, LayerOptions::default())?;
         names(layer.workspace(usize::MAX), "max_tokens")?;
@@ -250,7 +257,7 @@ pub fn forward(device: &Device, log: &mut Log) -> Result<(), Failure> {
 pub fn forward_routed(device: &Device, log: &mut Log) -> Result<(), Failure> {
     for field in ["hidden_states", "topk_ids", "topk_weights", "output"] {
         for wrong in ALL {
-            let argument = if (field, wrong) == ("hidden_states", Wrong::First) { "topk_ids" } else { field };
+            let argument = if (field, wrong) == ("hidden_states", Wrong::First) { "output" } else { field };
             log.case(device, &(field, wrong), |device, _| {
                 let layer = model().layer(device, LayerOptions::default())?;
                 let maker = Maker { device, field, wrong };
