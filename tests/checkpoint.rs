@@ -360,6 +360,28 @@ fn fused_tensors_are_not_copied() {
     assert!(!shared(Some(DType::BF16)));
 }
 
+/// The library holds matrices for zero experts too, which nothing uses.
+#[test]
+fn matrices_of_zero_experts_are_left_out() {
+    let block = "model.layers.0.mlp.";
+    let config = json!({
+        "model_type": "longcat_flash", "hidden_size": 4, "expert_ffn_hidden_size": 2, "n_routed_experts": 3,
+        "zero_expert_num": 2, "moe_topk": 2, "num_layers": 1,
+    });
+    let mut files = Files { config, tensors: Tensors::new() };
+    files.put(format!("{block}router.classifier.weight"), &[5, 4]);
+    files.put(format!("{block}router.e_score_correction_bias"), &[5]);
+    files.put(format!("{block}experts.down_proj"), &[3, 4, 2]);
+    for experts in [3, 5] {
+        files.put(format!("{block}experts.gate_up_proj"), &[experts, 4, 4]);
+        let layer = load(files.write().path()).unwrap();
+        let gate_up = layer.weights().experts.gate_up_proj.to_vec::<f32>().unwrap();
+        assert_eq!(bytemuck::cast_slice::<f32, u8>(&gate_up), floats(3 * 4 * 4), "{experts} experts on disk");
+    }
+    files.put(format!("{block}experts.gate_up_proj"), &[4, 4, 4]);
+    assert_fails!(load(files.write().path()), WrongTensor, "experts.gate_up_proj", "[3, 4, 4]", "[4, 4, 4]");
+}
+
 #[test]
 fn the_asked_type_is_that_of_experts_alone() {
     let directory = Files::mixtral().write();

@@ -121,9 +121,13 @@ impl<'a> Layer<'a> {
                 let gate_up_size = config.gate_up_size();
                 let bias_of = |name: &str, n| self.vector(&format!("{name}_bias"), e * n, [e, n]);
                 Ok(ExpertWeights {
-                    gate_up_proj: self.stacked(gate_up, weight_layout.shape(e, gate_up_size, k))?,
+                    gate_up_proj: self.stacked(
+                        gate_up,
+                        weight_layout.shape(e, gate_up_size, k),
+                        config.router.num_zero_experts,
+                    )?,
                     gate_up_bias: bias.then(|| bias_of(gate_up, gate_up_size)).transpose()?,
-                    down_proj: self.stacked(down, weight_layout.shape(e, k, n))?,
+                    down_proj: self.stacked(down, weight_layout.shape(e, k, n), 0)?,
                     down_bias: bias.then(|| bias_of(down, k)).transpose()?,
                 })
             }
@@ -196,9 +200,15 @@ impl<'a> Layer<'a> {
         Ok(Stack::of(parts, [num_experts, n * patterns.len()]).keeping(Keep::F32))
     }
 
-    /// One tensor with all experts.
-    fn stacked(&self, name: &str, shape: [usize; 3]) -> Result<Stack> {
+    /// One tensor with all experts. In the library's own layout, LongCat-Flash's has unused matrices for zero experts.
+    fn stacked(&self, name: &str, shape: [usize; 3], zero_experts: usize) -> Result<Stack> {
         let tensor = self.tensor(name)?;
+        let [num_experts, rows, cols] = shape;
+        let padded = [num_experts + zero_experts, rows, cols];
+        if tensor.shape == padded && zero_experts > 0 {
+            let matrix = self.coded(tensor, padded)?;
+            return Ok(Stack::of(vec![matrix.slice(0, num_experts * rows)], shape));
+        }
         tensor.expect_shape(&shape)?;
         let matrix = self.coded(tensor.clone(), shape)?;
         Ok(Stack::whole(tensor, &matrix, shape))
