@@ -42,7 +42,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Config { seed: 1, checks: Checks::default(), max_instructions: 20_000_000_000 }
+        Config { seed: 1, checks: Checks::default(), max_instructions: 1_000_000_000 }
     }
 }
 

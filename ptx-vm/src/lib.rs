@@ -1,7 +1,6 @@
 //! Executes PTX on the CPU.
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
-#![allow(dead_code)] // What the sm_90 families will use is there before they are.
 
 mod counters;
 mod fp;
@@ -14,10 +13,12 @@ mod mem;
 mod parse;
 mod report;
 mod rng;
+mod tensor_map;
 mod types;
 
 pub use counters::Counters;
 pub use gpu::{Arg, Checks, Config, Dim3, Error, Gpu, Launch, Module};
 pub use parse::ParseError;
 pub use report::{Fault, FaultKind, Party, Place};
+pub use tensor_map::{OobFill, Swizzle, TensorMap, TensorType};
 pub use types::{Space, Ty};

@@ -74,6 +74,31 @@ const SOURCE_BUGS: &[Bug] = &[
         "(lane & 15), ks * 2 + (lane >> 4)",
     ),
     Bug("gemm80: rows past the group stored", "grouped_gemm_sm80.cu", "if (row < row_end) {", "if (true) {"),
+    Bug("gemm90: producer does not wait for empty", "gemm_sm90.cu", "ptx::mbar_wait(empty(stage), phase ^ 1);", ""),
+    Bug(
+        "gemm90: wrong parity",
+        "gemm_sm90.cu",
+        "ptx::mbar_wait(empty(stage), phase ^ 1);",
+        "ptx::mbar_wait(empty(stage), phase);",
+    ),
+    Bug("gemm90: no wgmma.wait_group", "gemm_sm90.cu", "ptx::wgmma_wait<0>();", ""),
+    Bug("gemm90: no wgmma.fence", "gemm_sm90.cu", "ptx::wgmma_fence();", ""),
+    Bug("gemm90: consumer does not wait for full", "gemm_sm90.cu", "ptx::mbar_wait(full(stage), phase);", ""),
+    Bug(
+        "gemm90: half the bytes expected",
+        "gemm_sm90.cu",
+        "ptx::mbar_arrive_expect_tx(full(stage), STAGE_BYTES);",
+        "ptx::mbar_arrive_expect_tx(full(stage), A_BYTES);",
+    ),
+    Bug("gemm90: descriptor step 4 instead of 2", "gemm_sm90.cu", "da + k * 2", "da + k * 4"),
+    Bug("gemm90: no named barrier before the bulk stores", "gemm_sm90.cu", "ptx::named_bar_sync(1, 128);", ""),
+    Bug(
+        "gemm90: arrives on empty before the wgmma wait",
+        "gemm_sm90.cu",
+        "ptx::wgmma_wait<0>();\n      ptx::mbar_arrive(empty(stage));",
+        "ptx::mbar_arrive(empty(stage));\n      ptx::wgmma_wait<0>();",
+    ),
+    Bug("gemm90: no fence.proxy.async", "gemm_sm90.cu", "ptx::fence_proxy_async();", ""),
 ];
 
 /// Bugs inside the assembly strings.
@@ -98,10 +123,33 @@ const ASM_BUGS: &[Bug] = &[
         r#": "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
       : "r"(a[0])"#,
     ),
+    Bug("wgmma: scale-d always 1", "ptx.cuh", "setp.ne.b32 p, %34, 0;", "setp.eq.b32 p, 0, 0;"),
+    Bug(
+        "wgmma: d[2] and d[3] swapped",
+        "ptx.cuh",
+        r#""+f"(d[2]), "+f"(d[3]), "+f"(d[4])"#,
+        r#""+f"(d[3]), "+f"(d[2]), "+f"(d[4])"#,
+    ),
+    Bug("wgmma: B transposed", "ptx.cuh", "p, 1, 1, 0, 0;", "p, 1, 1, 0, 1;"),
+    Bug("try_wait: result inverted", "ptx.cuh", "selp.u32 %0, 1, 0, p;", "selp.u32 %0, 0, 1, p;"),
+    Bug("tma: coordinates swapped", "ptx.cuh", "[%1, {%3, %4}], [%2]", "[%1, {%4, %3}], [%2]"),
+    Bug(
+        "fence.proxy.async: text missing",
+        "ptx.cuh",
+        r#"asm volatile("fence.proxy.async.shared::cta;" ::: "memory");"#,
+        "",
+    ),
 ];
 
 /// A change that no execution can show; see `an_unobservable_change_raises_no_alarm`.
 const UNOBSERVABLE: Bug = Bug("cp.async: no source size", "ptx.cuh", "[%0], [%1], 16, %2;", "[%0], [%1], 16;");
+
+/// The clean kernels need about two million instructions; some bugs loop for ever.
+fn bounded(seed: u64) -> Config {
+    let mut config = Config::with_seed(seed);
+    config.max_instructions = 10_000_000;
+    config
+}
 
 /// Runs the cases that a changed file concerns; the first failure of each seed.
 fn run(nvcc: &Path, bug: &Bug) -> Result<Vec<Option<String>>, String> {
@@ -124,9 +172,7 @@ fn run(nvcc: &Path, bug: &Bug) -> Result<Vec<Option<String>>, String> {
         let ptx = common::compile(nvcc, case.file, &source, &dir, case.arch)?;
         modules.push((case, Module::parse(&ptx, case.file).map_err(|e| e.to_string())?));
     }
-    Ok(SEEDS
-        .map(|seed| modules.iter().find_map(|(case, module)| (case.run)(module, Config::with_seed(seed)).err()))
-        .collect())
+    Ok(SEEDS.map(|seed| modules.iter().find_map(|(case, module)| (case.run)(module, bounded(seed)).err())).collect())
 }
 
 /// Runs bugs and lists those that some seed missed.

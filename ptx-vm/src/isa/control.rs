@@ -138,5 +138,7 @@ pub(crate) fn execute(m: &mut Machine, at: At, op: &Control) -> Result<Flow, Rai
 
 /// What must not be left behind when lanes exit.
 pub(crate) fn check_exit(m: &mut Machine, at: At) -> Result<(), Raise> {
-    super::cp_async::check_exit(m, at)
+    super::cp_async::check_exit(m, at)?;
+    super::bulk::check_exit(m, at)?;
+    super::wgmma::check_exit(m, at)
 }

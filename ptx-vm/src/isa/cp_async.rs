@@ -2,10 +2,10 @@
 
 use std::collections::VecDeque;
 
-use super::{Form, Op};
+use super::{Form, Op, mbarrier};
 use crate::ir::{Addr, Pred, Reg};
 use crate::lower::Cx;
-use crate::machine::{At, Flow, Machine, Strength, Target, conflict, lanes, no_poison};
+use crate::machine::{At, Flow, Machine, Segment, Signal, Strength, Target, conflict, lanes, no_poison};
 use crate::parse::ast::Operand;
 use crate::report::{FaultKind, Raise};
 use crate::types::Space;
@@ -141,9 +141,11 @@ pub(crate) fn execute(m: &mut Machine, at: At, op: &CpAsync) -> Result<Flow, Rai
                 wait(m, at, lane, 0);
             }
         }
-        CpAsync::Arrive { .. } => {
-            let what = "cp.async.mbarrier.arrive is not supported".to_string();
-            return Err(FaultKind::Illegal(what).into());
+        CpAsync::Arrive { addr, noinc } => {
+            let address = super::memory::addresses(m, at, *addr)?;
+            for lane in lanes(at.lanes) {
+                arrive(m, at, lane, address[lane], *noinc)?;
+            }
         }
     }
     Ok(Flow::Next)
@@ -207,6 +209,33 @@ fn land(m: &mut Machine, copy: &mut Copy) {
         shared.copy_from(offset, &m.global.buffer(buffer).bytes, from, copy.from_source);
     }
     copy.landed = true;
+}
+
+/// All copies of the lane so far become one operation that arrives at an mbarrier when it has landed.
+fn arrive(m: &mut Machine, at: At, lane: usize, address: u64, noinc: bool) -> Result<(), Raise> {
+    let (cta, offset) = mbarrier::locate(m, at, lane, Space::Shared, address)?;
+    if !noinc {
+        mbarrier::add_pending(m, (cta, offset));
+    }
+    let mut op = m.new_async(at, lane);
+    let copies = &mut m.warp_mut(at).copies.lanes[lane];
+    let groups = std::mem::take(&mut copies.groups).into_iter().flatten();
+    let all: Vec<Copy> = groups.chain(std::mem::take(&mut copies.open)).collect();
+    for copy in all {
+        let (dst, fill) = (copy.dst, 0);
+        let (bytes, rest) = (copy.from_source, copy.bytes - copy.from_source);
+        if bytes > 0 {
+            op.segments.push(Segment { dst, src: copy.src, bytes, fill });
+        }
+        if rest > 0 {
+            op.segments.push(Segment { dst: dst.plus(bytes), src: None, bytes: rest, fill });
+        }
+    }
+    op.signals.push(Signal { cta, offset, phase: 0, bytes: 0 });
+    op.arrivals = 1;
+    op.generic = true;
+    m.async_ops.push(op);
+    Ok(())
 }
 
 /// The lane sees all but the newest `left` groups.

@@ -157,6 +157,9 @@ fn load(m: &mut Machine, at: At, op: &Access, total: usize, targets: &[Option<Ta
             continue;
         };
         m.note_read(at, lane, target, total, op.order.strength())?;
+        if op.read_only {
+            check_read_only(m, at, lane, target, total)?;
+        }
         if op.order != Order::Weak {
             m.observe(at, lane, target, op.order, op.scope);
         }
@@ -178,6 +181,18 @@ fn load(m: &mut Machine, at: At, op: &Access, total: usize, targets: &[Option<Ta
         m.warp_mut(at).write(reg, at.lanes, &out, taint);
     }
     Ok(if op.order == Order::Weak { Flow::Next } else { poll(m, at, seen) })
+}
+
+/// The non-coherent path may only read what no one writes during the launch.
+fn check_read_only(m: &mut Machine, at: At, lane: usize, target: Target, bytes: usize) -> Result<(), Raise> {
+    let written = m.with_shadow(at, lane, target, Strength::Weak, |s, o, _| Ok(s.last_write(o, bytes)));
+    match written {
+        Ok(Some(stamp)) => {
+            let what = "non-coherent load (ld.global.nc) of bytes that this launch writes".to_string();
+            Err(Raise::from(FaultKind::Illegal(what)).lane(lane).other(stamp))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A strong load that keeps giving the same value is a loop that waits for another thread: it goes

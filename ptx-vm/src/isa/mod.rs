@@ -2,6 +2,8 @@
 
 pub(crate) mod atomic;
 pub(crate) mod barrier;
+pub(crate) mod bulk;
+pub(crate) mod cluster;
 pub(crate) mod compare;
 pub(crate) mod control;
 pub(crate) mod convert;
@@ -13,10 +15,14 @@ pub(crate) mod half_float;
 pub(crate) mod integer;
 pub(crate) mod logic;
 pub(crate) mod matrix;
+pub(crate) mod mbarrier;
 pub(crate) mod memory;
 pub(crate) mod mma;
 pub(crate) mod scalar;
+pub(crate) mod setmaxnreg;
+pub(crate) mod tensor;
 pub(crate) mod warp;
+pub(crate) mod wgmma;
 
 use crate::lower::Cx;
 use crate::machine::{At, Flow, Machine};
@@ -39,6 +45,12 @@ pub(crate) enum Op {
     Matrix(matrix::Matrix),
     Mma(mma::Mma),
     Fence(fence::Fence),
+    Mbarrier(mbarrier::MbarrierOp),
+    Bulk(bulk::Bulk),
+    Tensor(tensor::Tensor),
+    Wgmma(wgmma::Wgmma),
+    Cluster(cluster::Cluster),
+    SetMaxNReg(setmaxnreg::SetMaxNReg),
 }
 
 /// How a family decodes one opcode: the modifiers behind the opcode, then the operands.
@@ -59,6 +71,11 @@ const TABLE: &[(&[&str], Decode)] = &[
     (matrix::OPCODES, matrix::decode),
     (mma::OPCODES, mma::decode),
     (fence::OPCODES, fence::decode),
+    (mbarrier::OPCODES, mbarrier::decode),
+    (bulk::OPCODES, bulk::decode),
+    (wgmma::OPCODES, wgmma::decode),
+    (cluster::OPCODES, cluster::decode),
+    (setmaxnreg::OPCODES, setmaxnreg::decode),
 ];
 
 /// Decodes an instruction; an unknown form is an error.
@@ -96,6 +113,12 @@ pub(crate) fn execute(m: &mut Machine, at: At, op: &Op) -> Result<Flow, Raise> {
         Op::Matrix(op) => matrix::execute(m, at, op),
         Op::Mma(op) => mma::execute(m, at, op),
         Op::Fence(op) => fence::execute(m, at, op),
+        Op::Mbarrier(op) => mbarrier::execute(m, at, op),
+        Op::Bulk(op) => bulk::execute(m, at, op),
+        Op::Tensor(op) => tensor::execute(m, at, op),
+        Op::Wgmma(op) => wgmma::execute(m, at, op),
+        Op::Cluster(op) => cluster::execute(m, at, op),
+        Op::SetMaxNReg(op) => setmaxnreg::execute(m, at, op),
     }
 }
 

@@ -12,6 +12,9 @@ const SHARED_WINDOW: u64 = 0x7000_0000_0000;
 const LOCAL_WINDOW: u64 = 0x7100_0000_0000;
 const PARAM_WINDOW: u64 = 0x7200_0000_0000;
 const WINDOW: u64 = 0xffff_ffff;
+/// Parts of a shared address: offset in the block, rank in the cluster plus one.
+const OFFSET: u64 = 0xff_ffff;
+const RANK_SHIFT: u32 = 24;
 
 /// Place of an access, bounds checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +55,17 @@ pub(crate) fn from_generic(address: u64) -> (Space, u64) {
     }
 }
 
+/// The shared address that stands for `address` in the block of a rank.
+pub(crate) fn map_to_rank(address: u64, rank: u32) -> u64 {
+    address & !(WINDOW & !OFFSET) | (rank as u64 + 1) << RANK_SHIFT
+}
+
+/// Rank in a shared address, if `mapa` made it.
+pub(crate) fn rank_of(address: u64) -> Option<u32> {
+    let rank = ((address & WINDOW) >> RANK_SHIFT).checked_sub(1);
+    rank.map(|rank| rank as u32)
+}
+
 impl Machine<'_> {
     /// Place of `bytes` bytes at `address`; `align` is what the access requires.
     pub fn resolve(
@@ -79,7 +93,12 @@ impl Machine<'_> {
         };
         match space {
             Space::Shared | Space::SharedCluster => {
-                let (cta, offset) = self.shared_of(at.cta, address).ok_or_else(|| out_of(None))?;
+                let found = self.shared_of(at.cta, space, address);
+                let (cta, offset) = found.ok_or_else(|| out_of(None))?;
+                if cta != at.cta && self.ctas[cta].running() == 0 {
+                    let text = "shared memory of a block that has ended".to_string();
+                    return Err(Raise::from(FaultKind::Cluster(text)).lane(lane));
+                }
                 let len = self.ctas[cta].shared.len();
                 if offset < SHARED_BASE || offset + bytes > len {
                     return Err(out_of(Some(len as u64)));
@@ -104,14 +123,21 @@ impl Machine<'_> {
         }
     }
 
-    /// Resident block and offset of a shared address. Addresses of other blocks of the cluster
-    /// carry their rank plus one above bit 24.
-    fn shared_of(&self, cta: usize, address: u64) -> Option<(usize, usize)> {
-        let offset = (address & 0xff_ffff) as usize;
-        match address >> 24 {
-            0 => Some((cta, offset)),
-            _ => None,
-        }
+    /// Resident block and offset of a shared address. Addresses that `mapa` made carry the rank of
+    /// their block plus one above bit 24.
+    fn shared_of(&self, cta: usize, space: Space, address: u64) -> Option<(usize, usize)> {
+        let offset = (address & OFFSET) as usize;
+        let owner = match (address >> RANK_SHIFT).checked_sub(1) {
+            None => cta,
+            Some(rank) => self.member(cta, rank as u32)?,
+        };
+        (owner == cta || space == Space::SharedCluster).then_some((owner, offset))
+    }
+
+    /// Resident block of a rank in the cluster of `cta`.
+    pub fn member(&self, cta: usize, rank: u32) -> Option<usize> {
+        let first = cta - self.ctas[cta].rank as usize;
+        (rank < self.geometry.cluster_blocks()).then_some(first + rank as usize)
     }
 
     pub fn who(&self, at: At, lane: usize) -> Who {
@@ -142,11 +168,24 @@ impl Machine<'_> {
             clock: &clock,
             issuer: who,
         };
+        self.with_actor(target, &actor, run)
+    }
+
+    /// Runs a shadow operation on `target`.
+    pub fn with_actor<T: Default>(
+        &mut self,
+        target: Target,
+        actor: &Actor,
+        run: impl FnOnce(&mut crate::mem::shadow::Shadow, usize, &Actor) -> Result<T, Conflict>,
+    ) -> Result<T, Conflict> {
+        if !self.checks.races {
+            return Ok(T::default());
+        }
         match target {
-            Target::Shared(cta, offset) => run(&mut self.ctas[cta].shadow, offset, &actor),
+            Target::Shared(cta, offset) => run(&mut self.ctas[cta].shadow, offset, actor),
             Target::Global(buffer, offset) => {
                 let buffer = self.global.buffer_mut(buffer);
-                if buffer.read_only { Ok(T::default()) } else { run(&mut buffer.shadow, offset, &actor) }
+                if buffer.read_only { Ok(T::default()) } else { run(&mut buffer.shadow, offset, actor) }
             }
             Target::Param(_) | Target::Local(_) => Ok(T::default()),
         }

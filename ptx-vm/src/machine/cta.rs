@@ -1,6 +1,10 @@
 //! A resident thread block.
 
+use std::collections::BTreeMap;
+
 use super::{SharedClock, Warp};
+use crate::isa::cluster::ClusterBarrier;
+use crate::isa::mbarrier::Mbarrier;
 use crate::mem::bytes::Bytes;
 use crate::mem::clock::Clock;
 use crate::mem::shadow::Shadow;
@@ -22,6 +26,8 @@ pub(crate) struct Cta {
     /// Linear index in the grid.
     pub id: u32,
     pub index: [u32; 3],
+    /// Rank in the cluster.
+    pub rank: u32,
     pub shared: Bytes,
     pub shadow: Shadow,
     pub warps: Vec<Warp>,
@@ -30,6 +36,12 @@ pub(crate) struct Cta {
     pub reductions: [[u32; 3]; 16],
     /// What the threads of the last completion of each barrier knew together.
     pub last_clock: [SharedClock; 16],
+    /// Live mbarriers by offset in shared memory.
+    pub mbarriers: BTreeMap<usize, Mbarrier>,
+    /// The barrier of the cluster; that of rank 0 counts.
+    pub cluster_barrier: ClusterBarrier,
+    /// Registers that `setmaxnreg.dec` gave back, per thread and summed over warps.
+    pub free_registers: u32,
 }
 
 impl Cta {

@@ -134,6 +134,7 @@ pub(crate) fn run(
         progress: 0,
         budget: config.max_instructions,
         locations: Default::default(),
+        async_ops: vec![],
     };
     let result = machine.run();
     (machine.counters, result)
@@ -179,12 +180,17 @@ impl Machine<'_> {
                 }
                 warp.write(reg, u32::MAX, &values, 0);
             }
+            warp.max_registers = crate::isa::setmaxnreg::initial(kernel, threads);
             warp.priority = u64::MAX / 2 + self.rng.below(1 << 32);
             warp
         });
         Cta {
             id: self.geometry.linear(index),
             index,
+            rank: self.geometry.cluster_rank(index),
+            mbarriers: Default::default(),
+            cluster_barrier: Default::default(),
+            free_registers: 0,
             warps: warps.collect(),
             shared: Bytes::poisoned(bytes),
             shadow: Shadow::new(bytes),

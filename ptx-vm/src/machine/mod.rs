@@ -1,6 +1,7 @@
 //! The machine: resident blocks, their warps, and the memories they share.
 
 mod access;
+mod asynchronous;
 mod cta;
 mod launch;
 mod report;
@@ -11,7 +12,8 @@ mod warp;
 
 use std::rc::Rc;
 
-pub(crate) use access::{Strength, Target, conflict, from_generic, to_generic};
+pub(crate) use access::{Strength, Target, conflict, from_generic, map_to_rank, rank_of, to_generic};
+pub(crate) use asynchronous::{AsyncOp, Segment, Signal};
 pub(crate) use cta::Cta;
 pub(crate) use launch::{Geometry, run};
 pub(crate) use step::{no_poison, whole_warp};
@@ -69,6 +71,8 @@ pub(crate) struct Machine<'a> {
     pub progress: u64,
     pub budget: u64,
     pub locations: sync::Locations,
+    /// Copies under way that an mbarrier will announce.
+    pub async_ops: Vec<AsyncOp>,
 }
 
 impl Machine<'_> {

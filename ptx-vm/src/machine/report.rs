@@ -35,7 +35,7 @@ impl Machine<'_> {
     }
 
     fn party(&self, stamp: &Stamp) -> Party {
-        let asynchronous = stamp.who.lane == ASYNC_LANE;
+        let asynchronous = stamp.who.lane >= ASYNC_LANE;
         let lane = if asynchronous { 0 } else { stamp.who.lane as u32 };
         Party {
             block: self.geometry.block_index(stamp.who.cta),

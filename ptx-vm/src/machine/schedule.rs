@@ -2,7 +2,7 @@
 //! scheduler would hardly show come up within a few seeds.
 
 use super::{Machine, Wait};
-use crate::report::Fault;
+use crate::report::{Fault, FaultKind};
 
 /// Instructions a warp runs before the schedule is looked at again.
 const SLICE: u64 = 256;
@@ -20,6 +20,10 @@ impl Machine<'_> {
         loop {
             let Some((cta, warp)) = self.highest() else {
                 if self.finished() {
+                    if let Some(op) = self.async_ops.first() {
+                        let text = "block ends with a copy under way".to_string();
+                        return Err(self.fault(op.at, FaultKind::Copy(text).into()));
+                    }
                     self.ctas.clear();
                     self.locations.retire();
                     match self.admit(&mut next_block)? {
@@ -80,7 +84,13 @@ impl Machine<'_> {
 
     /// Lets one asynchronous operation happen. Returns whether there was one.
     fn advance_async(&mut self) -> Result<bool, Box<Fault>> {
-        Ok(false)
+        if self.async_ops.is_empty() {
+            return Ok(false);
+        }
+        let index = self.rng.below(self.async_ops.len() as u64) as usize;
+        let op = self.async_ops.swap_remove(index);
+        self.finish(op)?;
+        Ok(true)
     }
 
     /// Whether every resident block has ended.

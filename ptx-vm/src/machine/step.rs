@@ -55,8 +55,18 @@ impl Machine<'_> {
             return Ok(true);
         }
         let at = At { lanes: active, ..at };
-        let flow = isa::execute(self, at, &instr.op).map_err(|raise| self.fault(at, raise))?;
+        let flow = self.execute(at, instr).map_err(|raise| self.fault(at, raise))?;
         self.apply(at, index, all, flow)
+    }
+
+    fn execute(&mut self, at: At, instr: &Instr) -> Result<Flow, Raise> {
+        if !self.kernel.uses_wgmma {
+            return isa::execute(self, at, &instr.op);
+        }
+        isa::wgmma::before(self, at, instr)?;
+        let flow = isa::execute(self, at, &instr.op)?;
+        isa::wgmma::after(self, at, instr);
+        Ok(flow)
     }
 
     /// Moves the lanes of a group as `flow` says.
@@ -160,6 +170,7 @@ impl Machine<'_> {
         self.replace(at, index, [(at.pc + 1, rest, Wait::Ready, None), (0, 0, Wait::Ready, None)]);
         self.progress += 1;
         isa::barrier::after_exit(self, at.cta);
+        isa::cluster::after_exit(self, at.cta);
         self.gather(at)?;
         Ok(false)
     }

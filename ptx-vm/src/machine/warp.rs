@@ -2,8 +2,11 @@
 
 use super::SharedClock;
 use crate::ir::{Pred, Reg};
+use crate::isa::bulk::BulkGroups;
 use crate::isa::cp_async::CopyGroups;
 use crate::isa::memory::Scope;
+use crate::isa::setmaxnreg::Registers;
+use crate::isa::wgmma::WgmmaState;
 use crate::mem::bytes::Bytes;
 use crate::mem::clock::Clock;
 
@@ -55,6 +58,13 @@ pub(crate) struct Warp {
     /// What each lane's relaxed reads have seen since.
     pub seen: [Clock; 32],
     pub copies: CopyGroups,
+    pub bulk: BulkGroups,
+    pub wgmma: WgmmaState,
+    /// Registers per thread, as `setmaxnreg` set them; `None` if the launch bounds do not tell.
+    pub max_registers: Option<Registers>,
+    /// Lanes that have arrived at the barrier of the cluster and not yet waited, and the phase then.
+    pub cluster_arrived: u32,
+    pub cluster_phase: [u64; 32],
     /// Last strong load: instruction, value and how often it repeated, to find polling loops.
     pub poll: (u32, u64, u32),
     /// Barriers with a reduction at which the warp has arrived and not yet taken the result.
@@ -84,6 +94,11 @@ impl Warp {
             fences: Default::default(),
             seen: Default::default(),
             copies: CopyGroups::default(),
+            bulk: BulkGroups::default(),
+            wgmma: WgmmaState::new(num_regs),
+            max_registers: None,
+            cluster_arrived: 0,
+            cluster_phase: [0; 32],
             poll: (0, 0, 0),
             voted: 0,
             sleeps: (u32::MAX, 0),

@@ -10,6 +10,8 @@ use smallvec::SmallVec;
 
 /// Lane number of what runs asynchronously on behalf of a warp.
 pub(crate) const ASYNC_LANE: u8 = 32;
+/// The same for the reads of bulk stores, which can be waited for alone.
+pub(crate) const ASYNC_READ_LANE: u8 = 33;
 
 /// A thread of the grid, or the asynchronous side of its warp.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,15 +27,16 @@ pub(crate) struct Who {
 struct WarpClock {
     /// Every lane is known up to here.
     all: u32,
-    asynchronous: u32,
+    /// Of the two asynchronous lanes.
+    asynchronous: [u32; 2],
     /// Lanes known further than `all`.
     lanes: Option<Rc<[u32; 32]>>,
 }
 
 impl WarpClock {
     fn knows(&self, lane: u8, epoch: u32) -> bool {
-        if lane == ASYNC_LANE {
-            return epoch <= self.asynchronous;
+        if lane >= ASYNC_LANE {
+            return epoch <= self.asynchronous[(lane - ASYNC_LANE) as usize];
         }
         epoch <= self.all || self.lanes.as_ref().is_some_and(|l| epoch <= l[lane as usize])
     }
@@ -43,7 +46,9 @@ impl WarpClock {
     }
 
     fn join(&mut self, other: &WarpClock) {
-        self.asynchronous = self.asynchronous.max(other.asynchronous);
+        for (mine, theirs) in self.asynchronous.iter_mut().zip(other.asynchronous) {
+            *mine = (*mine).max(theirs);
+        }
         if self.lanes.is_none() && other.lanes.is_none() {
             self.all = self.all.max(other.all);
         } else if let (Some(a), Some(b)) = (&self.lanes, &other.lanes)
@@ -120,7 +125,7 @@ impl Clock {
         clock.is_some_and(|c| c.knows(who.lane, epoch))
     }
 
-    /// Whether the lanes of `mask` (bit 32 is the asynchronous side) are known up to `epoch`; if
+    /// Whether the lanes of `mask` (from bit 32 the asynchronous ones) are known up to `epoch`; if
     /// not, one that is not.
     pub fn unknown_lane(&self, cta: u32, warp: u8, mask: u64, epoch: u32) -> Option<u8> {
         let clock = self.cta(cta).and_then(|c| c.known.get(warp as usize));
@@ -130,7 +135,7 @@ impl Clock {
         if epoch <= clock.all && mask >> ASYNC_LANE == 0 {
             return None;
         }
-        (0..=ASYNC_LANE).find(|&lane| mask >> lane & 1 == 1 && !clock.knows(lane, epoch))
+        (0..=ASYNC_READ_LANE).find(|&lane| mask >> lane & 1 == 1 && !clock.knows(lane, epoch))
     }
 
     pub fn join(&mut self, other: &Clock) {
@@ -157,10 +162,11 @@ impl Clock {
         self.cta_mut(cta, warp).known[warp as usize].raise(mask, epoch);
     }
 
-    /// Learns the asynchronous work a warp issued up to `epoch`.
-    pub fn raise_async(&mut self, cta: u32, warp: u8, epoch: u32) {
+    /// Learns what one asynchronous lane of a warp was given up to `epoch`.
+    pub fn raise_async(&mut self, cta: u32, warp: u8, lane: u8, epoch: u32) {
         let clock = &mut self.cta_mut(cta, warp).known[warp as usize];
-        clock.asynchronous = clock.asynchronous.max(epoch);
+        let slot = &mut clock.asynchronous[(lane - ASYNC_LANE) as usize];
+        *slot = (*slot).max(epoch);
     }
 
     /// Everything known is from now on visible to the async proxy.
@@ -197,7 +203,7 @@ mod tests {
         let mut a = Clock::default();
         a.raise(0, 0, u32::MAX, 4);
         assert!(a.knows(who(0, 9), 4) && !a.knows(who(0, ASYNC_LANE), 1));
-        a.raise_async(0, 0, 2);
+        a.raise_async(0, 0, ASYNC_LANE, 2);
         assert!(a.knows(who(0, ASYNC_LANE), 2));
         assert!(!a.fenced(who(0, 9), 4));
         a.fence_proxy();

@@ -31,7 +31,7 @@ struct Reads {
     strong: bool,
     epoch: u32,
     pc: u32,
-    /// Bit 32 is the asynchronous side.
+    /// From bit 32 the asynchronous lanes.
     lanes: u64,
 }
 
@@ -113,7 +113,7 @@ impl Actor<'_> {
             }
             if let Some(lane) = self.clock.unknown_lane(r.cta, r.warp, lanes, r.epoch) {
                 let who = Who { cta: r.cta, warp: r.warp, lane };
-                let proxy = lane == ASYNC_LANE;
+                let proxy = lane >= ASYNC_LANE;
                 let earlier = Stamp { who, epoch: r.epoch, pc: r.pc, strong: r.strong, proxy, pending: false };
                 return Err(Conflict::Unordered { at, earlier, earlier_writes: false });
             }
@@ -210,11 +210,13 @@ impl Shadow {
         done.is_ok() && overlap
     }
 
-    /// Checks and notes a write.
-    pub fn write(&mut self, at: usize, len: usize, a: &Actor) -> Result<(), Conflict> {
-        self.check_write(at, len, a)?;
-        self.commit_write(at, len, a);
-        Ok(())
+    /// A write in the history of a range.
+    pub fn last_write(&mut self, at: usize, len: usize) -> Option<Stamp> {
+        let found = self.cells(at, len, |_, cell| match cell.write.epoch {
+            0 => Ok(()),
+            _ => Err(cell.write),
+        });
+        found.err()
     }
 
     /// Checks a write and marks its bytes as in flight: no one may touch them until [`Shadow::land`].

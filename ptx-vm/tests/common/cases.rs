@@ -1,6 +1,6 @@
 //! The four kernels with ragged inputs, each checked against a plain Rust computation.
 
-use ptx_vm::{Arg, Config, Gpu, Launch, Module};
+use ptx_vm::{Arg, Config, Gpu, Launch, Module, OobFill, Swizzle, TensorMap, TensorType};
 
 use super::*;
 
@@ -15,6 +15,7 @@ pub const CASES: &[Case] = &[
     Case { file: "topk_gate.cu", arch: "80", run: topk_gate },
     Case { file: "permute.cu", arch: "80", run: permute },
     Case { file: "grouped_gemm_sm80.cu", arch: "80", run: grouped_gemm },
+    Case { file: "gemm_sm90.cu", arch: "90a", run: gemm_sm90 },
 ];
 
 const TOKENS: usize = 141;
@@ -135,6 +136,45 @@ fn grouped_gemm(module: &Module, config: Config) -> Result<(), String> {
         let token = permuted[r] as usize / top_k;
         let expert = (1..=experts).position(|e| r < offsets[e] as usize).unwrap_or(0);
         let wanted = matmul(&a[token * k..][..k], &b[expert * n * k..][..n * k], n);
+        check(max_error(&c[r * n..][..n], &wanted) < 0.01, "C")?;
+    }
+    Ok(())
+}
+
+/// Tensor map of a row-major bf16 matrix with tiles of 64x64.
+pub fn matrix_map(address: u64, rows: usize, columns: usize) -> TensorMap {
+    let dims = [columns as u64, rows as u64];
+    let strides = [columns as u64 * 2];
+    let (ty, swizzle) = (TensorType::BF16, Swizzle::B128);
+    TensorMap::tiled(ty, address, &dims, &strides, &[64, 64], &[1, 1], swizzle, OobFill::Zeros).expect("a valid map")
+}
+
+/// M off the tile, and more k steps than stages.
+fn gemm_sm90(module: &Module, config: Config) -> Result<(), String> {
+    let (m, n, k) = (100usize, 128usize, 320usize);
+    let mut data = Data(99);
+    let (a, b) = (data.bf16(m * k), data.bf16(n * k));
+    let bias: Vec<f32> = (0..n).map(|_| data.unit()).collect();
+    let mut gpu = Gpu::new(config);
+    let (d_a, d_b) = (gpu.upload(&bf16_bytes(&a)), gpu.upload(&bf16_bytes(&b)));
+    let (d_bias, d_c) = (gpu.upload(&f32_bytes(&bias)), gpu.alloc(m * n * 2));
+    let args = [
+        (&matrix_map(d_a, m, k)).into(),
+        (&matrix_map(d_b, n, k)).into(),
+        d_bias.into(),
+        d_c.into(),
+        (m as i32).into(),
+        (n as i32).into(),
+        (k as i32).into(),
+    ];
+    let shared = 3 * 16384 + 8192 + 256 + 56;
+    let grid = Launch::new((n as u32 / 64, m.div_ceil(64) as u32), 256).shared(shared);
+    launch(&mut gpu, module, "gemm_sm90", grid, &args)?;
+
+    let c = to_bf16(&gpu.copy_from(d_c, m * n * 2).map_err(|e| e.to_string())?);
+    for r in 0..m {
+        let product = matmul(&a[r * k..][..k], &b, n);
+        let wanted: Vec<f32> = product.iter().zip(&bias).map(|(p, b)| p + b).collect();
         check(max_error(&c[r * n..][..n], &wanted) < 0.01, "C")?;
     }
     Ok(())
