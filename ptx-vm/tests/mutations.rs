@@ -127,12 +127,12 @@ const ASM_BUGS: &[Bug] = &[
     Bug(
         "wgmma: d[2] and d[3] swapped",
         "ptx.cuh",
-        r#""+f"(d[2]), "+f"(d[3]), "+f"(d[4])"#,
-        r#""+f"(d[3]), "+f"(d[2]), "+f"(d[4])"#,
+        r#""+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8])"#,
+        r#""+f"(d[3]), "+f"(d[2]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8])"#,
     ),
     Bug("wgmma: B transposed", "ptx.cuh", "p, 1, 1, 0, 0;", "p, 1, 1, 0, 1;"),
     Bug("try_wait: result inverted", "ptx.cuh", "selp.u32 %0, 1, 0, p;", "selp.u32 %0, 0, 1, p;"),
-    Bug("tma: coordinates swapped", "ptx.cuh", "[%1, {%3, %4}], [%2]", "[%1, {%4, %3}], [%2]"),
+    Bug("tma: coordinates swapped", "ptx.cuh", "[%1, {%3, %4}], [%2];", "[%1, {%4, %3}], [%2];"),
     Bug(
         "fence.proxy.async: text missing",
         "ptx.cuh",

@@ -3,16 +3,19 @@
 
 mod common;
 
+use std::sync::LazyLock;
+
 use common::*;
 use ptx_vm::{Arg, Config, Error, FaultKind, Gpu, Launch, Module, OobFill, Swizzle, TensorMap, TensorType};
 
-fn module() -> Option<Module> {
+/// The file, compiled once for all tests.
+static MODULE: LazyLock<Option<Module>> = LazyLock::new(|| {
     let nvcc = nvcc()?;
     let file = "sm90_features.cu";
     let source = std::fs::read_to_string(kernels_dir().join(file)).unwrap();
     let ptx = compile(&nvcc, file, &source, &kernels_dir(), "90a").unwrap();
     Some(Module::parse(&ptx, file).unwrap_or_else(|e| panic!("{e}")))
-}
+});
 
 fn seeds() -> impl Iterator<Item = Config> {
     (1..=5).map(Config::with_seed)
@@ -30,7 +33,7 @@ fn tensor(address: u64, boxes: [u32; 3], swizzle: Swizzle, fill: OobFill) -> Ten
 
 #[test]
 fn tensor_3d_round_trip_with_every_swizzle() {
-    let Some(module) = module() else { return };
+    let Some(module) = &*MODULE else { return };
     let elements = 28 * 5 * 3;
     let data: Vec<f32> = (0..elements).map(|i| i as f32).collect();
     let cases = [(Swizzle::None, 16), (Swizzle::B32, 8), (Swizzle::B64, 16), (Swizzle::B128, 16), (Swizzle::B128, 32)];
@@ -48,7 +51,7 @@ fn tensor_3d_round_trip_with_every_swizzle() {
             corner[2].into(),
             (inner as i32 * 4).into(),
         ];
-        run(&mut gpu, &module, "tensor_3d", Launch::new(1, 64), &args);
+        run(&mut gpu, module, "tensor_3d", Launch::new(1, 64), &args);
         let out = to_f32(&gpu.copy_from(d_out, elements * 4).unwrap());
         for (i, (&v, &before)) in out.iter().zip(&data).enumerate() {
             let (x, y, z) = (i % 28, i / 28 % 5, i / 28 / 5);
@@ -60,14 +63,14 @@ fn tensor_3d_round_trip_with_every_swizzle() {
 
 #[test]
 fn tensor_1d_and_reducing_copy() {
-    let Some(module) = module() else { return };
+    let Some(module) = &*MODULE else { return };
     for config in seeds() {
         let mut gpu = Gpu::new(config);
         let data: Vec<f32> = (0..150).map(|i| i as f32).collect();
         let (d_in, d_out) = (gpu.upload(&f32_bytes(&data)), gpu.upload(&f32_bytes(&[0.0; 64])));
         let map =
             TensorMap::tiled(TensorType::F32, d_in, &[150], &[], &[64], &[1], Swizzle::None, OobFill::Zeros).unwrap();
-        run(&mut gpu, &module, "tensor_1d", Launch::new(3, 32), &[(&map).into(), d_out.into()]);
+        run(&mut gpu, module, "tensor_1d", Launch::new(3, 32), &[(&map).into(), d_out.into()]);
         let out = to_f32(&gpu.copy_from(d_out, 256).unwrap());
         let at = |i: usize| data.get(i).copied().unwrap_or(0.0);
         assert_eq!(out, (0..64).map(|i| at(i) + at(i + 64) + at(i + 128)).collect::<Vec<_>>());
@@ -76,7 +79,7 @@ fn tensor_1d_and_reducing_copy() {
 
 #[test]
 fn wgmma_with_a_in_registers() {
-    let Some(module) = module() else { return };
+    let Some(module) = &*MODULE else { return };
     let k = 96;
     let mut data = Data(5);
     let f16 =
@@ -90,7 +93,7 @@ fn wgmma_with_a_in_registers() {
         let ty = TensorType::F16;
         let map = TensorMap::tiled(ty, d_b, &dims, &strides, &[32, 16], &[1, 1], Swizzle::B64, OobFill::Zeros).unwrap();
         let args = [d_a.into(), (&map).into(), d_c.into(), (k as i32).into()];
-        run(&mut gpu, &module, "wgmma_rs", Launch::new(1, 128), &args);
+        run(&mut gpu, module, "wgmma_rs", Launch::new(1, 128), &args);
         let c = to_f32(&gpu.copy_from(d_c, 64 * 16 * 4).unwrap());
         let dot = |r: usize, x: usize| -> f32 { (0..k).map(|i| a[r * k + i].to_f32() * b[x * k + i].to_f32()).sum() };
         let wanted: Vec<f32> = (0..64 * 16).map(|i| dot(i / 16, i % 16)).collect();
@@ -100,7 +103,7 @@ fn wgmma_with_a_in_registers() {
 
 #[test]
 fn wgmma_with_mn_major_operands() {
-    let Some(module) = module() else { return };
+    let Some(module) = &*MODULE else { return };
     let mut data = Data(6);
     let (a, b) = (data.bf16(16 * 64), data.bf16(16 * 16));
     for config in seeds() {
@@ -113,7 +116,7 @@ fn wgmma_with_mn_major_operands() {
             TensorMap::tiled(ty, address, &dims, &strides, &[columns, 16], &[1, 1], swizzle, fill).unwrap()
         };
         let args = [(&map(d_a, 64, Swizzle::B128)).into(), (&map(d_b, 16, Swizzle::B32)).into(), d_c.into()];
-        run(&mut gpu, &module, "wgmma_mn_major", Launch::new(1, 128), &args);
+        run(&mut gpu, module, "wgmma_mn_major", Launch::new(1, 128), &args);
         let c = to_f32(&gpu.copy_from(d_c, 64 * 16 * 4).unwrap());
         let dot =
             |r: usize, x: usize| -> f32 { (0..16).map(|k| a[k * 64 + r].to_f32() * b[k * 16 + x].to_f32()).sum() };
@@ -124,7 +127,7 @@ fn wgmma_with_mn_major_operands() {
 
 #[test]
 fn clusters_multicast_and_distributed_shared_memory() {
-    let Some(module) = module() else { return };
+    let Some(module) = &*MODULE else { return };
     for config in seeds() {
         let mut gpu = Gpu::new(config);
         let data: Vec<i32> = (0..64 * 3).collect();
@@ -132,7 +135,7 @@ fn clusters_multicast_and_distributed_shared_memory() {
         let ty = TensorType::U32;
         let map =
             TensorMap::tiled(ty, d_in, &[64, 3], &[256], &[64, 1], &[1, 1], Swizzle::None, OobFill::Zeros).unwrap();
-        run(&mut gpu, &module, "cluster_multicast", Launch::new(6, 64), &[(&map).into(), d_out.into()]);
+        run(&mut gpu, module, "cluster_multicast", Launch::new(6, 64), &[(&map).into(), d_out.into()]);
         let out = to_i32(&gpu.copy_from(d_out, 6 * 64 * 4).unwrap());
         for (i, v) in out.into_iter().enumerate() {
             let (cluster, thread) = (i as i32 / 128, i as i32 % 64);
@@ -143,12 +146,12 @@ fn clusters_multicast_and_distributed_shared_memory() {
 
 #[test]
 fn a_block_that_leaves_its_cluster_early_is_found() {
-    let Some(module) = module() else { return };
+    let Some(module) = &*MODULE else { return };
     let mut found = 0;
     for config in seeds() {
         let mut gpu = Gpu::new(config);
         let d_out = gpu.alloc(32 * 4);
-        let result = gpu.launch(&module, "cluster_leaves_early", Launch::new(2, 32), &[d_out.into()]);
+        let result = gpu.launch(module, "cluster_leaves_early", Launch::new(2, 32), &[d_out.into()]);
         found += match result {
             Err(Error::Fault(fault)) => {
                 assert!(matches!(fault.kind, FaultKind::Cluster(_)), "{fault}");
@@ -162,12 +165,12 @@ fn a_block_that_leaves_its_cluster_early_is_found() {
 
 #[test]
 fn cp_async_arrives_at_an_mbarrier() {
-    let Some(module) = module() else { return };
+    let Some(module) = &*MODULE else { return };
     for config in seeds() {
         let mut gpu = Gpu::new(config);
         let data: Vec<i32> = (0..256).collect();
         let (d_in, d_out) = (gpu.upload(&i32_bytes(&data)), gpu.alloc(1024));
-        run(&mut gpu, &module, "cp_async_mbarrier", Launch::new(1, 64), &[d_in.into(), d_out.into()]);
+        run(&mut gpu, module, "cp_async_mbarrier", Launch::new(1, 64), &[d_in.into(), d_out.into()]);
         let out = to_i32(&gpu.copy_from(d_out, 1024).unwrap());
         let wanted: Vec<i32> = (0..64).rev().flat_map(|i| [4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3]).collect();
         assert_eq!(out, wanted);

@@ -7,6 +7,7 @@ use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// nvcc from `NVCC`, `CUDA_HOME`, `CUDA_PATH` or the PATH. Without one, tests that need it say so and
 /// pass, unless `PTX_VM_REQUIRE_NVCC` is set.
@@ -39,10 +40,13 @@ pub fn compile(nvcc: &Path, name: &str, source: &str, dir: &Path, arch: &str) ->
     // One directory per text, so that reports show the name of the file.
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{:016x}", hash.finish()));
     std::fs::create_dir_all(&out).map_err(|e| e.to_string())?;
-    let (cu, ptx) = (out.join(name), out.join(name).with_extension("ptx"));
+    let ptx = out.join(name).with_extension("ptx");
     if !ptx.exists() {
-        // Another test may compile the same source: write under a name of our own, then rename.
-        let partial = out.join(format!("{}.partial", std::process::id()));
+        // Another test may compile the same source: write under names of our own, then rename.
+        static COUNTER: AtomicU32 = AtomicU32::new(0);
+        let own = out.join(format!("{}.{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
+        std::fs::create_dir_all(&own).map_err(|e| e.to_string())?;
+        let (cu, partial) = (own.join(name), own.join("ptx"));
         std::fs::write(&cu, source).map_err(|e| e.to_string())?;
         let run = Command::new(nvcc)
             .args(["-std=c++17", "-lineinfo", "-ptx", "-w"])
