@@ -3,7 +3,7 @@
 //!
 //! Other test targets and crates include this folder with `#[path]`.
 
-#![allow(dead_code, reason = "each test target that includes the harness uses a part of it")]
+#![allow(dead_code, unused_imports, reason = "each test target that includes the harness uses a part of it")]
 
 pub mod compare;
 pub mod devices;
