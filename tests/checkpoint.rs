@@ -346,6 +346,20 @@ fn prefixes_and_nesting() {
     }
 }
 
+/// A wrapper tells what is inside it where that has no name, or one of its own.
+#[test]
+fn wrappers_tell_what_is_inside() {
+    let text = fs::read(fixture("llama4").join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_slice(&text).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    fs::copy(fixture("llama4").join("model.safetensors"), directory.path().join("model.safetensors")).unwrap();
+    for inner in [Value::Null, json!("llama4_of_old")] {
+        config["text_config"]["model_type"] = inner;
+        fs::write(directory.path().join("config.json"), config.to_string()).unwrap();
+        load(directory.path()).unwrap();
+    }
+}
+
 #[test]
 fn fused_tensors_are_not_copied() {
     let path = fixture("qwen3_moe-fused");

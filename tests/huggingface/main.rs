@@ -9,7 +9,7 @@ mod oracle;
 use std::collections::BTreeSet;
 
 use fused_moe::checkpoint::{Checkpoint, LoadOptions};
-use fused_moe::{DType, Device, MoeLayer, Tensor};
+use fused_moe::{DType, Device, Error, MoeLayer, Tensor};
 
 use fixture::Fixture;
 
@@ -35,10 +35,25 @@ fn run(layer: &MoeLayer, hidden_states: &[f32]) -> fused_moe::Result<(Vec<f64>, 
     Ok((output, routing.topk_ids.to_vec(device)?, routing.topk_weights.to_vec(device)?))
 }
 
+/// The oracle's device, and those of the backends that are there; `FUSED_MOE_REQUIRE=cpu,...` names some that must be.
+fn devices() -> Vec<Device> {
+    let required = std::env::var("FUSED_MOE_REQUIRE").unwrap_or_default();
+    let present = Device::all().into_iter().filter_map(|device| match device {
+        Ok(device) => Some(device),
+        Err(Error::Unavailable { backend, reason }) => {
+            assert!(!required.split(',').any(|name| name == backend), "{backend} is required: {reason}");
+            println!("skipped: {backend}: {reason}");
+            None
+        }
+        Err(other) => panic!("{other}"),
+    });
+    std::iter::once(Device::reference()).chain(present).collect()
+}
+
 fn check(name: &str) {
     let fixture = Fixture::read(name);
     let checkpoint = Checkpoint::open(fixture.path()).unwrap_or_else(|e| panic!("{name}: {e}"));
-    for device in [Device::reference(), Device::cpu()] {
+    for device in devices() {
         for dtype in [DType::F32, DType::BF16, DType::F16] {
             let at = format!("{name} on {}, experts in {dtype}", device.name());
             let options = LoadOptions { dtype: Some(dtype), ..LoadOptions::default() };

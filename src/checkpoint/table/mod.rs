@@ -21,11 +21,9 @@ pub(super) fn architectures() -> impl Iterator<Item = &'static Architecture> {
 
 /// The architecture of a `model_type`, and of the `model_type` inside its `text_config`.
 pub(super) fn find(outer: &str, inner: Option<&str>) -> Option<&'static Architecture> {
-    let named = |name: &str| architectures().find(|a| a.model_type == name);
-    match inner {
-        Some(inner) => named(inner),
-        None => named(outer).or_else(|| architectures().find(|a| a.wrappers.contains(&outer))),
-    }
+    architectures()
+        .find(|architecture| architecture.model_type == inner.unwrap_or(outer))
+        .or_else(|| architectures().find(|architecture| architecture.wrappers.contains(&outer)))
 }
 
 /// What most architectures have.
