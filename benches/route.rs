@@ -47,6 +47,8 @@ impl<'a> Ready<'a> {
             inputs: RouteInputs::default(),
             topk_ids: self.topk_ids.view_mut().expect("memory of its own"),
             topk_weights: self.topk_weights.view_mut().expect("memory of its own"),
+            ragged: None,
+            figures: None,
         };
         route(router_logits.device(), args).expect("shapes fit");
     }
@@ -58,13 +60,7 @@ impl<'a> Ready<'a> {
         let config = self.config;
         let logits: Vec<f64> = self.batches[0].to_vec::<f32>().expect("f32").into_iter().map(f64::from).collect();
         let few = logits.len().min(64 * config.num_experts);
-        let expected = reference::route(&reference::Route {
-            config: &config.router,
-            router_logits: &logits[..few],
-            num_choices: config.num_experts,
-            selection_bias: None,
-            tokens_per_sequence: None,
-        });
+        let expected = reference::route(&reference::Route::new(&config.router, &logits[..few], config.num_experts));
         let slots = expected.topk_ids.len();
         assert_eq!(self.topk_ids.to_vec::<u32>().expect("u32")[..slots], expected.topk_ids, "ids before any timing");
         let weights: Vec<f64> = self.topk_weights.to_vec::<f32>().expect("f32").into_iter().map(f64::from).collect();

@@ -4,12 +4,12 @@ use crate::backend::Device;
 use crate::config::{MoeConfig, WeightLayout};
 use crate::error::{Error, Result};
 use crate::ops::{
-    CombineArgs, Epilogue, Expect, GroupedGemmArgs, InputRows, PermuteArgs, RouteArgs, RouteInputs, RouterLogitsArgs,
-    SharedOutput, ZeroExperts, combine, grouped_gemm, permute, route, router_logits,
+    CombineArgs, Epilogue, Expect, GroupedGemmArgs, InputRows, JitterArgs, PermuteArgs, RouteArgs, RouteInputs,
+    RouterLogitsArgs, SharedOutput, ZeroExperts, combine, grouped_gemm, jitter, permute, route, router_logits,
 };
 use crate::plan::{PermutePlan, PermutePlanMut, Slots};
-use crate::routing::WeightsOn;
-use crate::tensor::{AsView, DType, FLOATS, Tensor, TensorView, TensorViewMut};
+use crate::routing::{Noise, NoiseKind, WeightsOn};
+use crate::tensor::{AsView, DType, FLOATS, Shape, Tensor, TensorView, TensorViewMut};
 use crate::weights::{ExpertWeights, MoeWeights, RouterWeights, view};
 use crate::workspace::{ExpertBuffers, LatentBuffers, PlanBuffers, RoutingBuffers, SharedBuffers, Workspace};
 
@@ -34,10 +34,20 @@ pub struct MoeLayer<T = Tensor> {
 /// Which experts each token goes to, by the layer's router or by the caller.
 #[derive(Clone, Copy, Debug)]
 pub struct Routing<'a> {
-    /// `[T, k]` u32.
+    /// `[T, k]` or `[S]` u32.
     pub topk_ids: TensorView<'a>,
-    /// `[T, k]` f32.
+    /// `[T, k]` or `[S]` f32.
     pub topk_weights: TensorView<'a>,
+    /// How slots belong to tokens.
+    pub slots: Slots<'a>,
+}
+
+impl<'a> Routing<'a> {
+    /// Of `[T, k]` ids and weights.
+    pub fn per_token(topk_ids: TensorView<'a>, topk_weights: TensorView<'a>) -> Self {
+        let top_k = topk_ids.dims().last().copied().unwrap_or(0);
+        Self { topk_ids, topk_weights, slots: Slots::PerToken { top_k } }
+    }
 }
 
 /// The parts of a workspace behind the router.
@@ -108,9 +118,23 @@ impl<T: AsView> MoeLayer<T> {
         output: TensorViewMut<'_>,
         workspace: &mut Workspace,
     ) -> Result<()> {
+        self.forward_with(hidden_states, RouteInputs::default(), output, workspace)
+    }
+
+    /// As [`MoeLayer::forward`], with what the router's rule needs besides logits: token ids, sequence lengths, ….
+    ///
+    /// # Errors
+    /// As [`MoeLayer::forward`].
+    pub fn forward_with(
+        &self,
+        hidden_states: TensorView<'_>,
+        inputs: RouteInputs<'_>,
+        output: TensorViewMut<'_>,
+        workspace: &mut Workspace,
+    ) -> Result<()> {
         self.check_call(hidden_states, output.as_view(), workspace)?;
         let Workspace { routing, plan, routed, shared, latent, .. } = workspace;
-        let routing = self.route(hidden_states, routing)?;
+        let routing = self.route(hidden_states, inputs, routing)?;
         let buffers = Buffers { plan, routed, shared: shared.as_mut(), latent: latent.as_mut() };
         self.experts(hidden_states, routing, output, buffers)
     }
@@ -127,8 +151,16 @@ impl<T: AsView> MoeLayer<T> {
         workspace: &mut Workspace,
     ) -> Result<()> {
         let num_tokens = self.check_call(hidden_states, output.as_view(), workspace)?;
-        let expected = [num_tokens, self.config.router.top_k];
         let expect = Expect::on(&self.device);
+        let num_slots = expect.slots(routing.slots, num_tokens)?;
+        let most = workspace.max_slots();
+        if num_slots > most {
+            return Err(Error::invalid("routing.slots", format!("at most the workspace's {most} slots"), num_slots));
+        }
+        let expected: Shape = match routing.slots {
+            Slots::PerToken { top_k } => [num_tokens, top_k].into(),
+            Slots::Ragged { .. } => [num_slots].into(),
+        };
         expect.tensor("topk_ids", routing.topk_ids, expected, &[DType::U32])?;
         expect.tensor("topk_weights", routing.topk_weights, expected, &[DType::F32])?;
         let Workspace { plan, routed, shared, latent, .. } = workspace;
@@ -161,14 +193,24 @@ impl<T: AsView> MoeLayer<T> {
     }
 
     /// hidden_states → router_logits → topk_ids, topk_weights.
-    fn route<'b>(&self, hidden_states: TensorView<'_>, buffers: &'b mut RoutingBuffers) -> Result<Routing<'b>> {
+    fn route<'b>(
+        &self,
+        hidden_states: TensorView<'_>,
+        inputs: RouteInputs<'_>,
+        buffers: &'b mut RoutingBuffers,
+    ) -> Result<Routing<'b>> {
         let router = self.weights.router.as_ref().ok_or_else(|| {
             Error::invalid("weights.router", "a router, or routing by the caller (forward_routed)", "none")
         })?;
+        let config = &self.config.router;
         let num_tokens = hidden_states.dims()[0];
-        let choices = self.config.router.num_choices(self.config.num_experts);
-        let shape = [num_tokens, self.config.router.top_k];
-        let RoutingBuffers { router_hidden, router_logits: logits, .. } = buffers;
+        let num_choices = config.num_choices(self.config.num_experts);
+        let logits_shape = [num_tokens, config.num_logits(self.config.num_experts)];
+        let num_slots = config
+            .num_slots(num_tokens, num_choices)
+            .ok_or_else(|| Error::invalid("hidden_states", "slots that fit usize", num_tokens))?;
+        let RoutingBuffers { router_hidden, router_logits: logits, topk_ids, topk_weights, ragged, jittered } = buffers;
+        let hidden_states = self.jittered(hidden_states, jittered.as_mut())?;
         let input = self.router_input(hidden_states, router, router_hidden.as_mut())?;
         router_logits(
             &self.device,
@@ -177,21 +219,40 @@ impl<T: AsView> MoeLayer<T> {
                 weight: router.weight.as_view(),
                 bias: view(&router.bias),
                 tanh: false,
-                output: logits.prefix_mut([num_tokens, choices])?,
+                output: logits.prefix_mut(logits_shape)?,
             },
         )?;
+        let ids_shape: Shape = if ragged.is_some() { [num_slots].into() } else { [num_tokens, config.top_k].into() };
         route(
             &self.device,
             RouteArgs {
-                config: &self.config.router,
-                router_logits: buffers.router_logits.prefix([num_tokens, choices]),
+                config,
+                router_logits: logits.prefix(logits_shape),
                 selection_bias: view(&router.selection_bias),
-                inputs: RouteInputs::default(),
-                topk_ids: buffers.topk_ids.prefix_mut(shape)?,
-                topk_weights: buffers.topk_weights.prefix_mut(shape)?,
+                inputs,
+                topk_ids: topk_ids.prefix_mut(ids_shape)?,
+                topk_weights: topk_weights.prefix_mut(ids_shape)?,
+                ragged: ragged.as_mut().map(|ragged| ragged.prefix_mut(num_tokens, num_slots)).transpose()?,
+                figures: None,
             },
         )?;
-        Ok(Routing { topk_ids: buffers.topk_ids.prefix(shape), topk_weights: buffers.topk_weights.prefix(shape) })
+        let slots = match ragged {
+            Some(ragged) => ragged.slots(num_tokens, num_slots),
+            None => Slots::PerToken { top_k: config.top_k },
+        };
+        Ok(Routing { topk_ids: topk_ids.prefix(ids_shape), topk_weights: topk_weights.prefix(ids_shape), slots })
+    }
+
+    /// The router's input: the hidden states, with noise where the rule asks for it.
+    fn jittered<'b>(&self, hidden_states: TensorView<'b>, buffer: Option<&'b mut Tensor>) -> Result<TensorView<'b>> {
+        let (Some(Noise { seed, kind: NoiseKind::InputJitter { epsilon } }), Some(buffer)) =
+            (self.config.router.noise, buffer)
+        else {
+            return Ok(hidden_states);
+        };
+        let shape = [hidden_states.dims()[0], self.config.hidden_size];
+        jitter(&self.device, JitterArgs { hidden_states, seed, epsilon, output: buffer.prefix_mut(shape)? })?;
+        Ok(buffer.prefix(shape))
     }
 
     /// What the router's last projection sees: the hidden states, or the router's own hidden layer.
@@ -218,8 +279,8 @@ impl<T: AsView> MoeLayer<T> {
         buffers: Buffers<'_>,
     ) -> Result<()> {
         let config = &self.config;
-        let top_k = config.router.top_k;
-        let num_slots = hidden_states.dims()[0] * top_k;
+        let slots = routing.slots;
+        let num_slots = routing.topk_ids.shape().numel();
         let topk_weights = routing.topk_weights.reshape([num_slots])?;
         let (slot_scale, combine_weights) = match config.router.weights_on {
             WeightsOn::Output => (None, Some(topk_weights)),
@@ -230,7 +291,6 @@ impl<T: AsView> MoeLayer<T> {
         let input = self.latent_input(hidden_states, latent_input)?;
 
         let plan = self.permute(routing.topk_ids, buffers.plan)?;
-        let slots = Slots::PerToken { top_k };
         let rows = InputRows::Gathered { permuted_idx: plan.permuted_idx, slots, slot_scale };
         let stack = Stack {
             weights: &self.weights.experts,

@@ -73,14 +73,15 @@ impl<T: AsView> MoeWeights<T> {
         let check = Check(Expect::on(device));
         let hidden_size = config.hidden_size;
         if let Some(router) = &self.router {
+            let logits = config.router.num_logits(config.num_experts);
             let choices = config.router.num_choices(config.num_experts);
             let hidden = config.router.hidden_size;
             check_presence("router.hidden", hidden.is_some(), router.hidden.is_some())?;
             if let (Some(width), Some(weight)) = (hidden, &router.hidden) {
                 check.weight("router.hidden", weight, [width, hidden_size])?;
             }
-            check.weight("router.weight", &router.weight, [choices, hidden.unwrap_or(hidden_size)])?;
-            check.bias("router.bias", &router.bias, [choices])?;
+            check.weight("router.weight", &router.weight, [logits, hidden.unwrap_or(hidden_size)])?;
+            check.bias("router.bias", &router.bias, [logits])?;
             check.bias("router.selection_bias", &router.selection_bias, [choices])?;
         }
         let stack = StackShape {

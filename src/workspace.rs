@@ -4,14 +4,17 @@ use crate::backend::Device;
 use crate::config::{MoeConfig, SharedExpertConfig};
 use crate::error::{Error, Result};
 use crate::layer::Routing;
-use crate::ops::Expect;
-use crate::tensor::{DType, Tensor};
+use crate::ops::{Expect, RaggedMut};
+use crate::plan::Slots;
+use crate::routing::{NoiseKind, RouterConfig};
+use crate::tensor::{DType, Shape, Tensor};
 
 /// Everything a layer needs besides its weights, allocated once for up to `max_tokens` tokens.
 #[derive(Debug)]
 pub struct Workspace {
     pub(crate) max_tokens: usize,
     sizes: Sizes,
+    router: RouterConfig,
     pub(crate) routing: RoutingBuffers,
     pub(crate) plan: PlanBuffers,
     pub(crate) routed: ExpertBuffers,
@@ -25,6 +28,32 @@ pub(crate) struct RoutingBuffers {
     pub(crate) router_logits: Tensor,
     pub(crate) topk_ids: Tensor,
     pub(crate) topk_weights: Tensor,
+    /// Where tokens have different numbers of slots.
+    pub(crate) ragged: Option<RaggedBuffers>,
+    /// The router's input, where there is noise on it.
+    pub(crate) jittered: Option<Tensor>,
+}
+
+#[derive(Debug)]
+pub(crate) struct RaggedBuffers {
+    token_offsets: Tensor,
+    slot_tokens: Tensor,
+}
+
+impl RaggedBuffers {
+    pub(crate) fn prefix_mut(&mut self, num_tokens: usize, num_slots: usize) -> Result<RaggedMut<'_>> {
+        Ok(RaggedMut {
+            token_offsets: self.token_offsets.prefix_mut([num_tokens + 1])?,
+            slot_tokens: self.slot_tokens.prefix_mut([num_slots])?,
+        })
+    }
+
+    pub(crate) fn slots(&self, num_tokens: usize, num_slots: usize) -> Slots<'_> {
+        Slots::Ragged {
+            token_offsets: self.token_offsets.prefix([num_tokens + 1]),
+            slot_tokens: self.slot_tokens.prefix([num_slots]),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -58,9 +87,12 @@ pub(crate) struct LatentBuffers {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Sizes {
     num_experts: usize,
-    num_choices: usize,
     router_hidden_size: Option<usize>,
-    top_k: usize,
+    num_logits: usize,
+    /// For the workspace's tokens.
+    max_slots: Option<usize>,
+    is_ragged: bool,
+    input_jitter: bool,
     hidden_size: usize,
     intermediate_size: usize,
     latent_size: Option<usize>,
@@ -68,12 +100,15 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn of(config: &MoeConfig) -> Self {
+    fn of(config: &MoeConfig, max_tokens: usize) -> Self {
+        let router = &config.router;
         Self {
             num_experts: config.num_experts,
-            num_choices: config.router.num_choices(config.num_experts),
-            router_hidden_size: config.router.hidden_size,
-            top_k: config.router.top_k,
+            router_hidden_size: router.hidden_size,
+            num_logits: router.num_logits(config.num_experts),
+            max_slots: router.num_slots(max_tokens, router.num_choices(config.num_experts)),
+            is_ragged: router.is_ragged(),
+            input_jitter: matches!(router.noise.map(|noise| noise.kind), Some(NoiseKind::InputJitter { .. })),
             hidden_size: config.hidden_size,
             intermediate_size: config.intermediate_size,
             latent_size: config.latent_size,
@@ -86,7 +121,7 @@ impl Workspace {
     /// The workspace was made for a layer of these sizes, on this device.
     pub(crate) fn check(&self, device: &Device, config: &MoeConfig) -> Result<()> {
         Expect::on(device).elements("workspace", self.routing.topk_ids.view(), &[DType::U32])?;
-        let expected = Sizes::of(config);
+        let expected = Sizes::of(config, self.max_tokens);
         if self.sizes == expected {
             return Ok(());
         }
@@ -94,8 +129,9 @@ impl Workspace {
     }
 
     pub(crate) fn new(device: &Device, config: &MoeConfig, dtype: DType, max_tokens: usize) -> Result<Self> {
-        let slots = max_tokens
-            .checked_mul(config.router.top_k)
+        let sizes = Sizes::of(config, max_tokens);
+        let slots = sizes
+            .max_slots
             .ok_or_else(|| Error::invalid("max_tokens", "a number of slots that fits usize", max_tokens))?;
         let zeros = |dtype, shape: [usize; 2]| Tensor::zeros(device, dtype, shape);
         let stack = |rows, intermediate_size, hidden_size| -> Result<_> {
@@ -110,6 +146,12 @@ impl Workspace {
                 gate_logits: zeros(DType::F32, [max_tokens, 1])?,
             })
         };
+        let ragged = || -> Result<_> {
+            Ok(RaggedBuffers {
+                token_offsets: Tensor::zeros(device, DType::U32, [max_tokens.saturating_add(1)])?,
+                slot_tokens: Tensor::zeros(device, DType::U32, [slots])?,
+            })
+        };
         let latent = |size| -> Result<_> {
             Ok(LatentBuffers {
                 input: zeros(dtype, [max_tokens, size])?,
@@ -119,16 +161,22 @@ impl Workspace {
         };
         Ok(Self {
             max_tokens,
-            sizes: Sizes::of(config),
+            sizes,
+            router: config.router.clone(),
             routing: RoutingBuffers {
                 router_hidden: config
                     .router
                     .hidden_size
                     .map(|size| zeros(DType::F32, [max_tokens, size]))
                     .transpose()?,
-                router_logits: zeros(DType::F32, [max_tokens, config.router.num_choices(config.num_experts)])?,
-                topk_ids: zeros(DType::U32, [max_tokens, config.router.top_k])?,
-                topk_weights: zeros(DType::F32, [max_tokens, config.router.top_k])?,
+                router_logits: zeros(DType::F32, [max_tokens, sizes.num_logits])?,
+                topk_ids: zeros(DType::U32, [slots, 1])?,
+                topk_weights: zeros(DType::F32, [slots, 1])?,
+                ragged: sizes.is_ragged.then(ragged).transpose()?,
+                jittered: sizes
+                    .input_jitter
+                    .then(|| zeros(DType::F32, [max_tokens, config.hidden_size]))
+                    .transpose()?,
             },
             plan: PlanBuffers {
                 expert_offsets: Tensor::zeros(device, DType::U32, [config.num_experts + 1])?,
@@ -141,14 +189,27 @@ impl Workspace {
         })
     }
 
-    /// The routing of the last [`MoeLayer::forward`] of `num_tokens` tokens.
+    /// The slots that there is room for.
+    pub(crate) fn max_slots(&self) -> usize {
+        self.sizes.max_slots.unwrap_or(0)
+    }
+
+    /// The routing of the last [`MoeLayer::forward`](crate::MoeLayer::forward) of `num_tokens` tokens.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if `num_tokens` exceeds the workspace.
     pub fn routing(&self, num_tokens: usize) -> Result<Routing<'_>> {
-        Ok(Routing {
-            topk_ids: self.routing.topk_ids.view().slice(0..num_tokens)?,
-            topk_weights: self.routing.topk_weights.view().slice(0..num_tokens)?,
-        })
+        if num_tokens > self.max_tokens {
+            return Err(Error::invalid("num_tokens", format!("at most {}", self.max_tokens), num_tokens));
+        }
+        let RoutingBuffers { topk_ids, topk_weights, ragged, .. } = &self.routing;
+        let top_k = self.router.top_k;
+        let num_choices = self.router.num_choices(self.sizes.num_experts);
+        let num_slots = self.router.num_slots(num_tokens, num_choices).unwrap_or(0);
+        let (shape, slots): (Shape, _) = match ragged {
+            Some(ragged) => ([num_slots].into(), ragged.slots(num_tokens, num_slots)),
+            None => ([num_tokens, top_k].into(), Slots::PerToken { top_k }),
+        };
+        Ok(Routing { topk_ids: topk_ids.prefix(shape), topk_weights: topk_weights.prefix(shape), slots })
     }
 }

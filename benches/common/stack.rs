@@ -184,7 +184,7 @@ impl Call {
     }
 
     pub fn routing(&self) -> Routing<'_> {
-        Routing { topk_ids: self.topk_ids.view(), topk_weights: self.topk_weights.view() }
+        Routing::per_token(self.topk_ids.view(), self.topk_weights.view())
     }
 }
 

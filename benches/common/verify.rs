@@ -26,6 +26,7 @@ pub fn layer(stack: &Stack, call: &Call, topk_ids: &[u32], topk_weights: &[f32],
         let mut routing = Routing {
             topk_ids: topk_ids[slots.clone()].to_vec(),
             topk_weights: topk_weights[slots].iter().map(|&w| f64::from(w)).collect(),
+            token_offsets: None,
         };
         if routed {
             let expected = route(layer, &x);
@@ -61,13 +62,7 @@ fn route(layer: &MoeLayer, x: &[f64]) -> Routing {
     let config = layer.config();
     let router = layer.weights().router.as_ref().expect("these layers have routers");
     let logits = reference::router_logits(x, &wide(router.weight.view()), None, config.hidden_size);
-    reference::route(&Route {
-        config: &config.router,
-        router_logits: &logits,
-        num_choices: config.num_experts,
-        selection_bias: None,
-        tokens_per_sequence: None,
-    })
+    reference::route(&Route::new(&config.router, &logits, config.num_experts))
 }
 
 /// One token through the oracle, with only the experts that it goes to: a whole layer in f64 would not fit memory.

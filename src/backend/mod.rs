@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::ops::{CombineArgs, GroupedGemmArgs, PermuteArgs, RouteArgs, RouterLogitsArgs};
+use crate::ops::{CombineArgs, GroupedGemmArgs, JitterArgs, PermuteArgs, RouteArgs, RouterLogitsArgs};
 use crate::tensor::{DType, DeviceBuffer, HostBytes, Shape, Storage, TensorView, TensorViewMut};
 
 pub mod cpu;
@@ -44,6 +44,22 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     fn intermediate_dtype(&self, weight: DType) -> DType {
         let _ = weight;
         DType::F32
+    }
+
+    /// [`crate::ops::jitter`]. For training-time noise, and so by way of the host unless a backend does better.
+    fn jitter(&self, args: JitterArgs<'_>) -> Result<()> {
+        let JitterArgs { hidden_states, seed, epsilon, mut output } = args;
+        let (shape, dtype) = (hidden_states.shape(), hidden_states.dtype());
+        let len = shape.numel() * dtype.size();
+        // Words, to be aligned for every type.
+        let mut words = vec![0u32; len.div_ceil(4)];
+        let bytes = &mut bytemuck::cast_slice_mut(&mut words)[..len];
+        self.read(hidden_states, bytes)?;
+        let mut jittered = vec![0.0f32; shape.numel()];
+        let target = TensorViewMut::from_slice(&mut jittered, shape)?;
+        let source = TensorView::from_bytes(bytes, dtype, shape)?;
+        cpu::jitter(JitterArgs { hidden_states: source, seed, epsilon, output: target })?;
+        self.write(output.reborrow(), bytemuck::cast_slice(&jittered))
     }
 
     /// [`crate::ops::router_logits`].

@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use super::host::{self, Floats, SlotTokens};
 use super::{Backend, host_alloc};
 use crate::error::{Error, Result};
-use crate::ops::{CombineArgs, GroupedGemmArgs, InputRows, PermuteArgs, RouteArgs, RouterLogitsArgs};
+use crate::ops::{CombineArgs, GroupedGemmArgs, InputRows, JitterArgs, PermuteArgs, RouteArgs, RouterLogitsArgs};
 use crate::reference;
 use crate::tensor::{DType, DeviceBuffer, Shape, Storage, TensorView, TensorViewMut};
 
@@ -46,6 +46,11 @@ impl Backend for Reference {
         Ok(())
     }
 
+    fn jitter(&self, mut args: JitterArgs<'_>) -> Result<()> {
+        let x = widen("hidden_states", args.hidden_states)?;
+        store(&mut args.output, &reference::jitter(&x, args.hidden_states.dims()[1].max(1), args.seed, args.epsilon))
+    }
+
     fn router_logits(&self, mut args: RouterLogitsArgs<'_>) -> Result<()> {
         let hidden_size = args.weight.dims()[1];
         let mut logits = reference::router_logits(
@@ -61,15 +66,44 @@ impl Backend for Reference {
     }
 
     fn route(&self, mut args: RouteArgs<'_>) -> Result<()> {
-        let routing = reference::route(&reference::Route {
+        let optional = |name, view: Option<TensorView<'_>>| view.map(|view| widen(name, view)).transpose();
+        let num_logits = args.router_logits.dims()[1];
+        let selection_bias = optional("selection_bias", args.selection_bias)?;
+        let noise_logits = optional("inputs.noise_logits", args.inputs.noise_logits)?;
+        let token_ids = match args.inputs.token_ids {
+            Some(view) => Some(host::slice("inputs.token_ids", view)?),
+            None => None,
+        };
+        let hash_table = match args.inputs.hash_table {
+            Some(view) => Some(host::slice("inputs.hash_table", view)?),
+            None => None,
+        };
+        let (routing, figures) = reference::route_with_figures(&reference::Route {
             config: args.config,
             router_logits: &widen("router_logits", args.router_logits)?,
-            num_choices: args.router_logits.dims()[1],
-            selection_bias: args.selection_bias.map(|bias| widen("selection_bias", bias)).transpose()?.as_deref(),
+            num_choices: num_logits - args.config.num_group_logits(),
+            selection_bias: selection_bias.as_deref(),
             tokens_per_sequence: args.inputs.tokens_per_sequence,
+            noise_logits: noise_logits.as_deref(),
+            token_ids,
+            hash_table,
         });
         host::slice_mut("topk_ids", &mut args.topk_ids)?.copy_from_slice(&routing.topk_ids);
-        store(&mut args.topk_weights, &routing.topk_weights)
+        store(&mut args.topk_weights, &routing.topk_weights)?;
+        if let (Some(mut ragged), Some(offsets)) = (args.ragged, routing.token_offsets) {
+            host::slice_mut("token_offsets", &mut ragged.token_offsets)?.copy_from_slice(&offsets);
+            let slot_tokens: &mut [u32] = host::slice_mut("slot_tokens", &mut ragged.slot_tokens)?;
+            for (token, slots) in offsets.windows(2).enumerate() {
+                slot_tokens[slots[0] as usize..slots[1] as usize].fill(token as u32);
+            }
+        }
+        if let Some(mut out) = args.figures {
+            host::slice_mut("tokens_per_expert", &mut out.tokens_per_expert)?
+                .copy_from_slice(&figures.tokens_per_expert);
+            store(&mut out.importance, &figures.importance)?;
+            store(&mut out.scalars, &figures.scalars())?;
+        }
+        Ok(())
     }
 
     fn permute(&self, mut args: PermuteArgs<'_>) -> Result<()> {

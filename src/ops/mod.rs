@@ -4,14 +4,16 @@
 
 mod combine;
 mod grouped_gemm;
+mod jitter;
 mod permute;
 mod route;
 mod router_logits;
 
 pub use combine::{CombineArgs, SharedOutput, ZeroExperts, combine};
 pub use grouped_gemm::{Epilogue, GroupedGemmArgs, InputRows, grouped_gemm};
+pub use jitter::{JitterArgs, jitter};
 pub use permute::{PermuteArgs, permute};
-pub use route::{RouteArgs, RouteInputs, route};
+pub use route::{FiguresMut, RaggedMut, RouteArgs, RouteInputs, route};
 pub use router_logits::{RouterLogitsArgs, router_logits};
 
 use crate::backend::Device;
@@ -58,7 +60,7 @@ impl<'d> Expect<'d> {
     }
 
     /// The slot structure fits `num_tokens`; returns the number of slots.
-    fn slots(&self, slots: Slots<'_>, num_tokens: usize) -> Result<usize> {
+    pub(crate) fn slots(&self, slots: Slots<'_>, num_tokens: usize) -> Result<usize> {
         match slots {
             Slots::PerToken { top_k } => num_tokens
                 .checked_mul(top_k)

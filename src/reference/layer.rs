@@ -1,9 +1,9 @@
 //! The oracle of the whole layer: a sum per token, with no permutation in it.
 
-use super::{GroupedGemm, Route, Routing, grouped_gemm, route, router_logits};
+use super::{GroupedGemm, Route, Routing, grouped_gemm, jitter, route, router_logits};
 use crate::config::{MoeConfig, WeightLayout};
 use crate::ops::Epilogue;
-use crate::routing::WeightsOn;
+use crate::routing::{Noise, NoiseKind, WeightsOn};
 
 /// A linear projection, `[N, K]` row-major with an optional bias `[N]`.
 #[derive(Clone, Debug)]
@@ -63,26 +63,13 @@ pub struct LayerOutput {
 /// The layer, token by token, expert by expert. `routing` overrides the router's own choice.
 pub fn moe_layer(layer: &Layer<'_>, hidden_states: &[f64], routing: Option<Routing>) -> LayerOutput {
     let config = layer.config;
-    let routing = routing.unwrap_or_else(|| {
-        let hidden = layer.router_hidden.as_ref().map(|weight| {
-            let logits = router_logits(hidden_states, weight, None, config.hidden_size);
-            logits.into_iter().map(f64::tanh).collect::<Vec<_>>()
-        });
-        let width = config.router.hidden_size.unwrap_or(config.hidden_size);
-        let input = hidden.as_deref().unwrap_or(hidden_states);
-        let logits = router_logits(input, &layer.router.weight, layer.router.bias.as_deref(), width);
-        route(&Route {
-            config: &config.router,
-            router_logits: &logits,
-            num_choices: config.router.num_choices(config.num_experts),
-            selection_bias: layer.selection_bias.as_deref(),
-            tokens_per_sequence: None,
-        })
-    });
-    let k = config.router.top_k;
+    let routing = routing.unwrap_or_else(|| route_layer(layer, hidden_states));
+    let num_tokens = hidden_states.len() / config.hidden_size;
+    let k = config.router.top_k as u32;
+    let offsets = routing.token_offsets.clone().unwrap_or_else(|| (0..=num_tokens as u32).map(|t| t * k).collect());
     let mut output = Vec::new();
-    for (t, token) in hidden_states.chunks_exact(config.hidden_size).enumerate() {
-        let slots = t * k..(t + 1) * k;
+    for (token, slots) in hidden_states.chunks_exact(config.hidden_size).zip(offsets.windows(2)) {
+        let slots = slots[0] as usize..slots[1] as usize;
         let mut sum = routed(layer, token, &routing.topk_ids[slots.clone()], &routing.topk_weights[slots]);
         if let Some(shared) = &layer.shared {
             for (s, y) in sum.iter_mut().zip(shared_output(config, shared, token)) {
@@ -92,6 +79,28 @@ pub fn moe_layer(layer: &Layer<'_>, hidden_states: &[f64], routing: Option<Routi
         output.extend(sum);
     }
     LayerOutput { output, routing }
+}
+
+fn route_layer(layer: &Layer<'_>, hidden_states: &[f64]) -> Routing {
+    let config = layer.config;
+    let input = match config.router.noise {
+        Some(Noise { seed, kind: NoiseKind::InputJitter { epsilon } }) => {
+            &jitter(hidden_states, config.hidden_size, seed, epsilon)
+        }
+        _ => hidden_states,
+    };
+    let hidden = layer.router_hidden.as_ref().map(|weight| {
+        let logits = router_logits(input, weight, None, config.hidden_size);
+        logits.into_iter().map(f64::tanh).collect::<Vec<_>>()
+    });
+    let width = config.router.hidden_size.unwrap_or(config.hidden_size);
+    let input = hidden.as_deref().unwrap_or(input);
+    let logits = router_logits(input, &layer.router.weight, layer.router.bias.as_deref(), width);
+    let num_choices = config.router.num_choices(config.num_experts);
+    route(&Route {
+        selection_bias: layer.selection_bias.as_deref(),
+        ..Route::new(&config.router, &logits, num_choices)
+    })
 }
 
 fn routed(layer: &Layer<'_>, token: &[f64], ids: &[u32], weights: &[f64]) -> Vec<f64> {
@@ -108,7 +117,7 @@ fn routed(layer: &Layer<'_>, token: &[f64], ids: &[u32], weights: &[f64]) -> Vec
         let scaled: Vec<f64> = input.iter().map(|x| x * input_scale).collect();
         let result = if id < config.num_experts {
             expert(config, &layer.experts, id, &scaled)
-        } else if id < config.router.num_choices(config.num_experts) {
+        } else if id < config.num_experts + config.router.num_zero_experts {
             scaled
         } else {
             continue;

@@ -2,8 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
-
 /// How many slots an expert takes, and what becomes of the others.
 ///
 /// Slots are given to experts one after another in [`order`](Self::order), and an expert that is full takes no more.
@@ -83,15 +81,6 @@ impl CapacityLimit {
         };
         slots.min(num_tokens)
     }
-
-    pub(super) fn validate(self) -> Result<()> {
-        match self {
-            Self::Factor(x) | Self::TokenFraction(x) if !(x.is_finite() && x >= 0.0) => {
-                Err(Error::invalid("router.capacity.limit", "a finite number ≥ 0", x))
-            }
-            _ => Ok(()),
-        }
-    }
 }
 
 impl Capacity {
@@ -104,14 +93,5 @@ impl Capacity {
             per_sequence: false,
             normalize_before_dropping: false,
         }
-    }
-
-    pub(super) fn validate(&self) -> Result<()> {
-        self.limit.validate()?;
-        if self.overflow == Overflow::NextBest && self.order == CapacityOrder::Scores {
-            // A slot has no score before it has an expert.
-            return Err(Error::invalid("router.capacity.order", "another order with overflow next_best", "scores"));
-        }
-        Ok(())
     }
 }

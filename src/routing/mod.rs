@@ -4,28 +4,37 @@
 //! the reference):
 //!
 //! 1. `logits` = `router_logits`, ±inf brought to ±`f32::MAX`, then [`logit_clip`](RouterConfig::logit_clip) and
-//!    [`logit_softcap`](RouterConfig::logit_softcap);
+//!    [`logit_softcap`](RouterConfig::logit_softcap), then [`noise`](RouterConfig::noise) where the rule adds it to the
+//!    logits; a [disabled](ExpertState::Disabled) expert's is NaN;
 //! 2. `scores` = [`score`](RouterConfig::score)`(logits)` over all experts, zero experts included; a NaN scores 0;
 //! 3. `choice = scores + selection_bias`: the bias picks and never weighs (DeepSeek-V3). A NaN is below everything.
 //!    Without a bias the choice is made on the logits themselves, as every score grows with its logit;
-//! 4. with [`groups`](RouterConfig::groups), every expert outside the best groups leaves the choice;
+//! 4. with [`groups`](RouterConfig::groups), every expert outside the best groups leaves the choice; disabled experts
+//!    are never in it;
 //! 5. [`selection`](RouterConfig::selection) picks `top_k` experts: the largest of `choice`, largest first, ties to
 //!    the lowest id, or by a rule of its own;
 //! 6. [`capacity`](RouterConfig::capacity) drops slots or sends them on; a dropped slot has the id [`MASKED`] and the
 //!    weight 0;
 //! 7. [`weight`](RouterConfig::weight) weighs the picked experts, from scores or from their logits;
 //! 8. [`renormalize`](RouterConfig::renormalize) divides by the token's sum, then `scaling_factor` multiplies. A
-//!    weight that is not finite becomes 0.
+//!    weight that is not finite becomes 0;
+//! 9. [`expert_map`](RouterConfig::expert_map) turns ids into those of this rank, or masks them.
 
 mod capacity;
+mod figures;
+pub mod noise;
+pub mod presets;
 mod rules;
+mod validate;
 
 pub use capacity::{Capacity, CapacityLimit, CapacityOrder, Overflow};
-pub use rules::{GroupLimit, GroupScore, Renormalize, ScoreFunction, Selection, WeightFunction, WeightsOn};
+pub use figures::{Figures, NUM_SCALARS};
+pub use noise::{Noise, NoiseKind};
+pub use rules::{
+    ExpertState, GroupLimit, GroupScore, Renormalize, ScoreFunction, Selection, WeightFunction, WeightsOn,
+};
 
 use serde::{Deserialize, Serialize};
-
-use crate::error::{Error, Result};
 
 /// The id of a slot that no expert takes: masked by the caller, dropped for capacity, or on another rank.
 pub const MASKED: u32 = u32::MAX;
@@ -84,6 +93,16 @@ pub struct RouterConfig {
     /// How many slots an expert takes, and what becomes of the others.
     #[serde(default)]
     pub capacity: Option<Capacity>,
+    /// Noise on logits, inputs or choices; none at inference, by default.
+    #[serde(default)]
+    pub noise: Option<Noise>,
+    /// What may be done with each expert, zero experts included; empty: all are active.
+    #[serde(default)]
+    pub expert_states: Vec<ExpertState>,
+    /// Expert parallelism: the id on this rank of each expert that can be chosen, zero experts included, `null` where
+    /// it is on another rank. Empty: all are here, under their own ids.
+    #[serde(default)]
+    pub expert_map: Vec<Option<u32>>,
 }
 
 fn one() -> f32 {
@@ -107,57 +126,47 @@ impl RouterConfig {
             num_zero_experts: 0,
             selection: Selection::TopK,
             capacity: None,
+            noise: None,
+            expert_states: Vec::new(),
+            expert_map: Vec::new(),
         }
     }
 
-    /// Columns of `router_logits`: experts with weights, then zero experts.
+    /// How many experts a token can choose from, zero experts included, where `num_experts` with weights are here.
     pub fn num_choices(&self, num_experts: usize) -> usize {
-        num_experts + self.num_zero_experts
+        if self.expert_map.is_empty() { num_experts + self.num_zero_experts } else { self.expert_map.len() }
     }
 
-    /// The most slots that `num_tokens` tokens can take.
-    pub fn max_slots(&self, num_tokens: usize) -> usize {
-        num_tokens * self.top_k
+    /// Columns of `router_logits`: one per choice, behind those of the groups where the selection is hierarchical.
+    pub fn num_logits(&self, num_experts: usize) -> usize {
+        self.num_group_logits() + self.num_choices(num_experts)
     }
 
-    /// Checks that the rule can run over `num_experts` experts.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] naming the first field that does not fit.
-    pub fn validate(&self, num_experts: usize) -> Result<()> {
-        let choices = self.num_choices(num_experts);
-        if self.top_k == 0 || self.top_k > choices {
-            return Err(Error::invalid("router.top_k", format!("1 to {choices}"), self.top_k));
-        }
-        if !self.scaling_factor.is_finite() {
-            return Err(Error::invalid("router.scaling_factor", "a finite number", self.scaling_factor));
-        }
-        for (name, limit) in [("logit_clip", self.logit_clip), ("logit_softcap", self.logit_softcap)] {
-            if limit.is_some_and(|c| !(c.is_finite() && c > 0.0)) {
-                return Err(Error::invalid(format!("router.{name}"), "a finite number > 0", format!("{limit:?}")));
+    /// Whether tokens have different numbers of slots.
+    pub fn is_ragged(&self) -> bool {
+        matches!(self.selection, Selection::ExpertChoice { .. })
+    }
+
+    /// The slots that `num_tokens` tokens take among `num_choices` experts; `None` where it overflows.
+    pub fn num_slots(&self, num_tokens: usize, num_choices: usize) -> Option<usize> {
+        match self.selection {
+            Selection::ExpertChoice { limit } => {
+                let takers = (0..num_choices).filter(|&e| !self.is_disabled(e)).count();
+                takers.checked_mul(limit.slots(num_tokens, self.top_k, num_choices))
             }
+            _ => num_tokens.checked_mul(self.top_k),
         }
-        if let Some(groups) = &self.groups {
-            groups.validate(self.top_k, choices)?;
-        }
-        if let Some(renormalize) = &self.renormalize {
-            renormalize.validate()?;
-        }
-        self.validate_selection()?;
-        self.capacity.as_ref().map_or(Ok(()), Capacity::validate)
     }
 
-    fn validate_selection(&self) -> Result<()> {
-        let Selection::SparseMixer { jitter } = self.selection else { return Ok(()) };
-        if self.top_k != 2 {
-            return Err(Error::invalid("router.top_k", "2 with selection sparse_mixer", self.top_k));
+    /// Whether an expert may never be chosen.
+    pub fn is_disabled(&self, expert: usize) -> bool {
+        self.expert_states.get(expert) == Some(&ExpertState::Disabled)
+    }
+
+    pub(crate) fn num_group_logits(&self) -> usize {
+        match self.selection {
+            Selection::Hierarchical { num_groups, .. } => num_groups,
+            _ => 0,
         }
-        if self.groups.is_some() || self.capacity.is_some() {
-            return Err(Error::invalid("router.selection", "no groups and no capacity with sparse_mixer", "both"));
-        }
-        if !(jitter.is_finite() && jitter >= 0.0) {
-            return Err(Error::invalid("router.selection.sparse_mixer.jitter", "a finite number ≥ 0", jitter));
-        }
-        Ok(())
     }
 }

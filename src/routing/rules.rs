@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use super::capacity::CapacityLimit;
 
 /// Logits to scores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,20 +98,55 @@ pub enum Selection {
         /// `router_jitter_noise` (0.01).
         jitter: f32,
     },
+    /// By the id of the token, not by its logits (Roller et al. 2021, Hash Layers; DeepSeek-V4's first layers): from
+    /// the table in the inputs where there is one, else k different experts drawn with [`noise::bits`] of
+    /// (seed, token id). Weights are those of any other rule.
+    ///
+    /// [`noise::bits`]: super::noise::bits
+    Hash {
+        /// Of the drawing.
+        seed: u64,
+    },
+    /// Each expert takes its best tokens (Zhou et al. 2022): those with the largest choice score, ties to the lowest
+    /// token. A token has 0 to E slots, in the order of the experts.
+    ExpertChoice {
+        /// c: tokens per expert. `top_k` is k in it: the experts that a token gets on average.
+        limit: CapacityLimit,
+    },
+    /// Balances the experts over the batch first (S-BASE, Clark et al. 2022; Megatron): the choice is made on
+    /// `e^logits` scaled by Sinkhorn's iteration to equal sums per token and per expert. Weights are not.
+    Sinkhorn {
+        /// Stop when an iteration changes the experts' factors by no more than this, relative to their mean.
+        tolerance: f32,
+        /// Stop after so many.
+        max_iterations: usize,
+    },
+    /// Two levels (Shazeer et al. 2017, appendix B; Jordan and Jacobs 1994): the best groups, and in each its best
+    /// experts. The logits are those of the groups, then those of the experts, each group's together; an expert's
+    /// score is its group's probability times its own within the group.
+    Hierarchical {
+        /// Groups the experts are cut into; divides the number of experts.
+        num_groups: usize,
+        /// Groups a token goes to; divides `top_k`, and `top_k / topk_groups` experts are picked in each.
+        topk_groups: usize,
+        /// Whether the probabilities of the picked are made to sum to 1 on each level.
+        renormalize_levels: bool,
+    },
 }
 
-impl GroupLimit {
-    pub(super) fn validate(&self, top_k: usize, choices: usize) -> Result<()> {
-        let Self { num_groups, topk_groups, .. } = *self;
-        if num_groups == 0 || !choices.is_multiple_of(num_groups) {
-            return Err(Error::invalid("router.groups.num_groups", format!("a divisor of {choices}"), num_groups));
-        }
-        let enough = top_k.div_ceil(choices / num_groups);
-        if !(enough..=num_groups).contains(&topk_groups) {
-            return Err(Error::invalid("router.groups.topk_groups", format!("{enough} to {num_groups}"), topk_groups));
-        }
-        Ok(())
-    }
+/// What may be done with an expert.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExpertState {
+    /// It is chosen, and may be trained.
+    #[default]
+    Active,
+    /// It is chosen as it is: training leaves it alone (the old experts of Lifelong-MoE).
+    Frozen,
+    /// It is chosen, and came last (the new experts of Lifelong-MoE).
+    Added,
+    /// It is never chosen.
+    Disabled,
 }
 
 impl Renormalize {
@@ -123,15 +158,5 @@ impl Renormalize {
             weights.map(|w| w.abs().powf(self.p)).sum::<f32>().powf(self.p.recip())
         };
         (norm + self.add).max(self.min)
-    }
-
-    pub(super) fn validate(&self) -> Result<()> {
-        for (name, value, least) in [("add", self.add, 0.0), ("min", self.min, 0.0), ("p", self.p, f32::MIN_POSITIVE)] {
-            if !(value.is_finite() && value >= least) {
-                let expected = if least > 0.0 { "a finite number > 0" } else { "a finite number ≥ 0" };
-                return Err(Error::invalid(format!("router.renormalize.{name}"), expected, value));
-            }
-        }
-        Ok(())
     }
 }

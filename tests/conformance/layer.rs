@@ -130,7 +130,7 @@ fn routed_by_caller(device: &Device, log: &mut Log) -> Result<(), Failure> {
                 let ids = load.ids(&mut rng, slots, config.router.num_choices(config.num_experts));
                 let weights = Floats::random(&mut rng, DType::F32, slots, 1.0);
                 let hidden_states = model.hidden_states(case.num_tokens);
-                let routing = Routing { topk_ids: ids.clone(), topk_weights: weights.wide() };
+                let routing = Routing { topk_ids: ids.clone(), topk_weights: weights.wide(), token_offsets: None };
                 let expected = reference::moe_layer(&model.oracle(), &hidden_states.wide(), Some(routing));
                 let layer = model.layer(device, LayerOptions::default())?;
                 let mut workspace = layer.workspace(case.num_tokens)?;

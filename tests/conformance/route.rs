@@ -106,11 +106,9 @@ impl Inputs {
     fn expected(&self, case: &Case) -> Routing {
         let bias = self.selection_bias.as_ref().map(Floats::wide);
         reference::route(&reference::Route {
-            config: &case.config,
-            router_logits: &self.router_logits.wide(),
-            num_choices: case.choices(),
             selection_bias: bias.as_deref(),
             tokens_per_sequence: case.tokens_per_sequence,
+            ..reference::Route::new(&case.config, &self.router_logits.wide(), case.choices())
         })
     }
 
@@ -124,13 +122,15 @@ impl Inputs {
             config: &case.config,
             router_logits: router_logits.view(),
             selection_bias: bias.as_ref().map(Tensor::as_view),
-            inputs: RouteInputs { tokens_per_sequence: case.tokens_per_sequence },
+            inputs: RouteInputs { tokens_per_sequence: case.tokens_per_sequence, ..RouteInputs::default() },
             topk_ids: topk_ids.view_mut()?,
             topk_weights: topk_weights.view_mut()?,
+            ragged: None,
+            figures: None,
         };
         ops::route(device, args)?;
         let topk_weights = topk_weights.to_vec::<f32>()?.into_iter().map(f64::from).collect();
-        Ok(Routing { topk_ids: topk_ids.to_vec()?, topk_weights })
+        Ok(Routing { topk_ids: topk_ids.to_vec()?, topk_weights, token_offsets: None })
     }
 }
 

@@ -38,7 +38,7 @@ fn each_sequence_has_its_own() {
     let capacity = Capacity { per_sequence: true, ..Capacity::new(CapacityLimit::Absolute(1)) };
     let mut case = Case::new(config(1, capacity), LOGITS.to_vec(), 3);
     assert_eq!(case.checked().ids, [0, NONE, NONE, 1]);
-    case.inputs.tokens_per_sequence = Some(2);
+    case.tokens_per_sequence = Some(2);
     assert_eq!(case.checked().ids, [0, NONE, 0, 1]);
     case.config.capacity = Some(Capacity { per_sequence: false, ..capacity });
     assert_eq!(case.checked().ids, [0, NONE, NONE, 1]);
@@ -97,7 +97,7 @@ fn every_policy_is_the_oracles() {
                     let mut case = Case::random(config.clone(), num_tokens, num_choices, 5).with_bias(3);
                     case.checked();
                     case.bias = None;
-                    case.inputs.tokens_per_sequence = (num_tokens > 1).then_some(num_tokens / 2);
+                    case.tokens_per_sequence = (num_tokens > 1).then_some(num_tokens / 2);
                     case.checked();
                 }
             }

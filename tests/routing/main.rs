@@ -2,4 +2,8 @@
 
 mod against_oracle;
 mod capacity;
+mod config;
+mod golden;
+mod properties;
+mod selections;
 mod support;

@@ -4,6 +4,7 @@ mod combine;
 mod epilogue;
 mod grouped_gemm;
 mod isa;
+mod jitter;
 mod kernel;
 mod permute;
 mod pool;
@@ -16,9 +17,11 @@ mod tests;
 use std::num::NonZeroUsize;
 use std::sync::{Mutex, PoisonError};
 
+pub(super) use jitter::jitter;
+
 use super::{Backend, host, host_alloc};
 use crate::error::{Error, Result};
-use crate::ops::{CombineArgs, GroupedGemmArgs, PermuteArgs, RouteArgs, RouterLogitsArgs};
+use crate::ops::{CombineArgs, GroupedGemmArgs, JitterArgs, PermuteArgs, RouteArgs, RouterLogitsArgs};
 use crate::tensor::{DType, DeviceBuffer, Shape, Storage, TensorView, TensorViewMut};
 pub use isa::InstructionSet;
 use isa::Isa;
@@ -182,6 +185,10 @@ impl Backend for Cpu {
 
     fn synchronize(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn jitter(&self, args: JitterArgs<'_>) -> Result<()> {
+        jitter::jitter(args)
     }
 
     fn router_logits(&self, args: RouterLogitsArgs<'_>) -> Result<()> {

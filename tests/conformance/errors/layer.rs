@@ -4,6 +4,7 @@ use std::cell::Cell;
 
 use fused_moe::config::{Activation, GateUpLayout, MoeConfig, SharedExpertConfig, WeightLayout};
 use fused_moe::layer::{LayerOptions, MoeLayer, Routing};
+use fused_moe::plan::Slots;
 use fused_moe::routing::{
     Capacity, CapacityLimit, CapacityOrder, GroupLimit, GroupScore, Overflow, Renormalize, RouterConfig, Selection,
 };
@@ -95,7 +96,7 @@ const CONFIGS: &[(&str, Change)] = &[
         c.router.selection = Selection::SparseMixer { jitter: 0.1 };
     }),
     ("router.selection.sparse_mixer.jitter", |c| c.router.selection = Selection::SparseMixer { jitter: f32::NAN }),
-    ("router.selection", |c| {
+    ("router.capacity", |c| {
         groups(c, 3, 2);
         c.router.selection = Selection::SparseMixer { jitter: 0.1 };
     }),
@@ -264,7 +265,11 @@ pub fn forward_routed(device: &Device, log: &mut Log) -> Result<(), Failure> {
                 let Call { hidden_states, mut output } = call(maker)?;
                 let topk_ids = maker.make("topk_ids", DType::U32, [3, 2])?;
                 let topk_weights = maker.make("topk_weights", DType::F32, [3, 2])?;
-                let routing = Routing { topk_ids: topk_ids.view(), topk_weights: topk_weights.view() };
+                let routing = Routing {
+                    topk_ids: topk_ids.view(),
+                    topk_weights: topk_weights.view(),
+                    slots: Slots::PerToken { top_k: 2 },
+                };
                 let workspace = &mut layer.workspace(3)?;
                 names(layer.forward_routed(hidden_states.view(), routing, output.view_mut()?, workspace), argument)
             })?;

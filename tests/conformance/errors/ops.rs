@@ -68,9 +68,14 @@ pub fn route(device: &Device, log: &mut Log) -> Result<(), Failure> {
                 config: &RouterConfig::softmax_top_k(2),
                 router_logits: t.make("router_logits", DType::F32, [3, 5])?.view(),
                 selection_bias: Some(t.make("selection_bias", DType::F32, [5])?.view()),
-                inputs: RouteInputs { tokens_per_sequence: (t.field == "sequences of 2").then_some(2) },
+                inputs: RouteInputs {
+                    tokens_per_sequence: (t.field == "sequences of 2").then_some(2),
+                    ..RouteInputs::default()
+                },
                 topk_ids: topk_ids.view_mut()?,
                 topk_weights: topk_weights.view_mut()?,
+                ragged: None,
+                figures: None,
             },
         )
     })

@@ -259,7 +259,7 @@ pub fn forward_routed(
     let topk_ids = Tensor::from_slice(device, topk_ids, slots)?;
     let topk_weights = topk_weights.upload(device, slots)?;
     let mut output = garbage(device, hidden_states.dtype, [num_tokens, config.hidden_size])?;
-    let routing = Routing { topk_ids: topk_ids.view(), topk_weights: topk_weights.view() };
+    let routing = Routing::per_token(topk_ids.view(), topk_weights.view());
     layer.forward_routed(input.view(), routing, output.view_mut()?, workspace)?;
     download(device, output.view())
 }

@@ -8,9 +8,11 @@ use std::sync::{Arc, RwLock};
 
 use fused_moe::backend::Backend;
 use fused_moe::ops::{
-    CombineArgs, GroupedGemmArgs, InputRows, PermuteArgs, RouteArgs, RouterLogitsArgs, SharedOutput, ZeroExperts,
+    CombineArgs, GroupedGemmArgs, InputRows, PermuteArgs, RaggedMut, RouteArgs, RouteInputs, RouterLogitsArgs,
+    SharedOutput, ZeroExperts,
 };
 use fused_moe::plan::{PermutePlanMut, Slots};
+use fused_moe::routing::RouterConfig;
 use fused_moe::tensor::{Data, DataMut, DeviceBuffer, Shape, Storage, TensorView, TensorViewMut};
 use fused_moe::{DType, Device, Result};
 
@@ -91,6 +93,42 @@ fn view(copy: &Option<HostCopy>) -> Option<TensorView<'_>> {
     copy.as_ref().map(HostCopy::view)
 }
 
+/// Host copies of what `route` reads.
+struct RouteCopies<'c> {
+    config: &'c RouterConfig,
+    tokens_per_sequence: Option<usize>,
+    router_logits: HostCopy,
+    selection_bias: Option<HostCopy>,
+    noise_logits: Option<HostCopy>,
+    token_ids: Option<HostCopy>,
+    hash_table: Option<HostCopy>,
+}
+
+impl RouteCopies<'_> {
+    fn route(
+        &self,
+        topk_ids: TensorViewMut<'_>,
+        topk_weights: TensorViewMut<'_>,
+        ragged: Option<RaggedMut<'_>>,
+    ) -> Result<()> {
+        Device::reference().backend().route(RouteArgs {
+            config: self.config,
+            inputs: RouteInputs {
+                tokens_per_sequence: self.tokens_per_sequence,
+                noise_logits: view(&self.noise_logits),
+                token_ids: view(&self.token_ids),
+                hash_table: view(&self.hash_table),
+            },
+            router_logits: self.router_logits.view(),
+            selection_bias: view(&self.selection_bias),
+            topk_ids,
+            topk_weights,
+            ragged,
+            figures: None,
+        })
+    }
+}
+
 impl Backend for Remote {
     fn name(&self) -> &'static str {
         "remote"
@@ -143,18 +181,26 @@ impl Backend for Remote {
     }
 
     fn route(&self, args: RouteArgs<'_>) -> Result<()> {
-        let router_logits = copy(args.router_logits);
-        let selection_bias = args.selection_bias.map(copy);
+        let copies = RouteCopies {
+            config: args.config,
+            tokens_per_sequence: args.inputs.tokens_per_sequence,
+            router_logits: copy(args.router_logits),
+            selection_bias: args.selection_bias.map(copy),
+            noise_logits: args.inputs.noise_logits.map(copy),
+            token_ids: args.inputs.token_ids.map(copy),
+            hash_table: args.inputs.hash_table.map(copy),
+        };
+        if args.figures.is_some() {
+            return Err(fused_moe::Error::Unsupported { backend: "remote", what: "figures".into() });
+        }
         update(args.topk_ids, |topk_ids| {
-            update(args.topk_weights, |topk_weights| {
-                Device::reference().backend().route(RouteArgs {
-                    config: args.config,
-                    inputs: args.inputs,
-                    router_logits: router_logits.view(),
-                    selection_bias: view(&selection_bias),
-                    topk_ids,
-                    topk_weights,
-                })
+            update(args.topk_weights, |topk_weights| match args.ragged {
+                None => copies.route(topk_ids, topk_weights, None),
+                Some(RaggedMut { token_offsets, slot_tokens }) => update(token_offsets, |token_offsets| {
+                    update(slot_tokens, |slot_tokens| {
+                        copies.route(topk_ids, topk_weights, Some(RaggedMut { token_offsets, slot_tokens }))
+                    })
+                }),
             })
         })
     }

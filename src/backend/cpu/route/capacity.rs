@@ -11,7 +11,7 @@ pub(super) struct Batch<'b> {
     pub(super) router_logits: &'b [f32],
     /// `[n]`.
     pub(super) softmax: &'b [Softmax],
-    /// `[n, E]`; see [`super::Record::choice`].
+    /// `[n, E]`, or empty; see [`Record::choice`](super::Record::choice).
     pub(super) choice: &'b [u32],
 }
 
@@ -45,9 +45,13 @@ pub(super) fn give_slots(
         top_k,
         choice: batch.choice,
     };
-    let score_of = |id: u32, token: usize| {
+    // Descending, with what has no expert last.
+    let by_score = |id: u32, token: usize| {
+        if id == MASKED {
+            return u32::MAX;
+        }
         let logit = batch.router_logits[token * rule.num_choices + id as usize];
-        order_key(score(rule, transform(rule.config, logit), &batch.softmax[token]))
+        !order_key(score(rule, transform(rule, logit), &batch.softmax[token]))
     };
     let queue = &mut scratch.queue;
     queue.clear();
@@ -59,14 +63,14 @@ pub(super) fn give_slots(
             }
         }
         CapacityOrder::BatchPriority => {
-            queue.extend((0..num_tokens).map(|token| (!score_of(giver.ids[token * top_k], token), token as u32)));
+            queue.extend((0..num_tokens).map(|token| (by_score(giver.ids[token * top_k], token), token as u32)));
             queue.sort_unstable();
             for choice in 0..top_k {
                 queue.iter().for_each(|&(_, token)| giver.give(token as usize * top_k + choice));
             }
         }
         CapacityOrder::Scores => {
-            queue.extend(giver.ids.iter().enumerate().map(|(slot, &id)| (!score_of(id, slot / top_k), slot as u32)));
+            queue.extend(giver.ids.iter().enumerate().map(|(slot, &id)| (by_score(id, slot / top_k), slot as u32)));
             queue.sort_unstable();
             queue.iter().for_each(|&(_, slot)| giver.give(slot as usize));
         }
@@ -87,7 +91,7 @@ impl Giver<'_> {
     /// Gives the slot to its expert, to another, or to none.
     fn give(&mut self, slot: usize) {
         let expert = match self.overflow {
-            Overflow::Drop => Some(self.ids[slot]).filter(|&id| self.has_room(id as usize)),
+            Overflow::Drop => Some(self.ids[slot]).filter(|&id| id != MASKED && self.has_room(id as usize)),
             Overflow::NextBest => self.next_best(slot),
         };
         self.ids[slot] = expert.unwrap_or(MASKED);

@@ -56,9 +56,14 @@ pub(super) fn sigmoid(x: f32) -> f32 {
     numerator / (1.0 + e)
 }
 
+/// ln(1 + e^x).
+pub(super) fn softplus(x: f32) -> f32 {
+    max(x, 0.0) + exp_nonpositive(-x.abs()).ln_1p()
+}
+
 /// √ln(1 + e^x).
 pub(super) fn sqrt_softplus(x: f32) -> f32 {
-    (max(x, 0.0) + exp_nonpositive(-x.abs()).ln_1p()).sqrt()
+    softplus(x).sqrt()
 }
 
 #[cfg(test)]

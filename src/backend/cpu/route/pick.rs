@@ -3,7 +3,8 @@
 use super::Rule;
 use super::math::{LANES, clamp, exp_nonpositive, max, min, sigmoid, sqrt_softplus};
 use super::weigh::{Softmax, transform};
-use crate::routing::{GroupLimit, GroupScore, ScoreFunction};
+use crate::routing::noise::{self, Stream};
+use crate::routing::{GroupLimit, GroupScore, Noise, NoiseKind, ScoreFunction};
 
 /// Rows of E elements, padded to whole lanes.
 #[derive(Default)]
@@ -22,6 +23,8 @@ pub(super) struct Scratch {
     group_keys: Vec<u64>,
     group_block_max: Vec<u64>,
     group_allowed: Vec<bool>,
+    level_ids: Vec<u32>,
+    level_weights: Vec<f32>,
 }
 
 impl Scratch {
@@ -36,6 +39,13 @@ impl Scratch {
         self.group_keys.resize(padded, 0);
         self.group_block_max.resize(padded / LANES, 0);
         self.group_allowed.resize(num_groups, false);
+    }
+
+    /// Room for the groups of a hierarchical selection: their ids and weights.
+    pub(super) fn levels(&mut self, topk_groups: usize) -> (&mut [u32], &mut [f32]) {
+        self.level_ids.resize(topk_groups, 0);
+        self.level_weights.resize(topk_groups, 0.0);
+        (&mut self.level_ids, &mut self.level_weights)
     }
 
     /// What the last token's experts were chosen by.
@@ -53,36 +63,77 @@ pub(super) fn order_key(x: f32) -> u32 {
 
 /// Writes the ids of a token's experts, best first.
 #[inline(always)]
-pub(super) fn pick(rule: &Rule<'_>, row: &[f32], scratch: &mut Scratch, ids: &mut [u32]) -> Softmax {
-    scratch.resize(row.len(), rule.config.groups.map_or(0, |groups| groups.num_groups));
-    load_logits(rule, row, &mut scratch.logits);
-    let softmax = if rule.needs_softmax { softmax(&scratch.logits) } else { Softmax::default() };
+pub(super) fn pick(rule: &Rule<'_>, token: usize, row: &[f32], scratch: &mut Scratch, ids: &mut [u32]) -> Softmax {
+    let softmax = rank(rule, row, scratch);
+    make_keys(&scratch.order, &mut scratch.keys, &mut scratch.block_max);
+    if let Some(Noise { seed, kind: NoiseKind::GumbelSecond }) = rule.config.noise {
+        let (first, others) = ids.split_at_mut(1);
+        take_largest(&mut scratch.keys, &mut scratch.block_max, first.iter_mut());
+        add_gumbel(rule, token, seed, first[0], scratch);
+        make_keys(&scratch.order, &mut scratch.keys, &mut scratch.block_max);
+        take_largest(&mut scratch.keys, &mut scratch.block_max, others.iter_mut());
+    } else {
+        take_largest(&mut scratch.keys, &mut scratch.block_max, ids.iter_mut());
+    }
+    softmax
+}
+
+/// Leaves in the scratch what a token's experts are chosen by.
+#[inline(always)]
+pub(super) fn rank(rule: &Rule<'_>, row: &[f32], scratch: &mut Scratch) -> Softmax {
+    let softmax = softmax_of(rule, row, scratch);
     if rule.choice_needs_scores {
         score(rule.config.score, &softmax, &scratch.logits, &mut scratch.scores);
         if let Some(bias) = rule.selection_bias {
             scratch.scores.iter_mut().zip(bias).for_each(|(score, bias)| *score += bias);
         }
     }
-    let choice = if rule.selection_bias.is_some() { &scratch.scores } else { &scratch.logits };
-    scratch.order.iter_mut().zip(choice).for_each(|(order, &x)| *order = order_key(x));
+    let choice = if rule.choice_from_scores() { &scratch.scores } else { &scratch.logits };
+    match rule.sinkhorn {
+        Some(offsets) => {
+            let sums = choice.iter().zip(offsets).map(|(x, offset)| x + offset);
+            scratch.order.iter_mut().zip(sums).for_each(|(order, x)| *order = order_key(x));
+        }
+        None => scratch.order.iter_mut().zip(choice).for_each(|(order, &x)| *order = order_key(x)),
+    }
     scratch.order[row.len()..].fill(0);
     if let Some(groups) = rule.config.groups {
         keep_best_groups(groups, row.len(), scratch);
     }
-    make_keys(&scratch.order, &mut scratch.keys, &mut scratch.block_max);
-    take_largest(&mut scratch.keys, &mut scratch.block_max, ids.iter_mut());
+    if rule.has_disabled {
+        let disabled = (0..row.len()).filter(|&e| rule.config.is_disabled(e));
+        disabled.for_each(|e| scratch.order[e] = 0);
+    }
     softmax
+}
+
+/// A token's softmax, if the rule needs one; leaves its logits in the scratch.
+#[inline(always)]
+pub(super) fn softmax_of(rule: &Rule<'_>, row: &[f32], scratch: &mut Scratch) -> Softmax {
+    scratch.resize(row.len(), rule.config.groups.map_or(0, |groups| groups.num_groups));
+    load_logits(rule, row, &mut scratch.logits);
+    if rule.needs_softmax { softmax(&scratch.logits) } else { Softmax::default() }
+}
+
+/// The choice of the experts after the first: with noise.
+fn add_gumbel(rule: &Rule<'_>, token: usize, seed: u64, first: u32, scratch: &mut Scratch) {
+    let choice = if rule.choice_from_scores() { &scratch.scores } else { &scratch.logits };
+    for (e, (order, x)) in scratch.order.iter_mut().zip(choice).enumerate() {
+        if *order != 0 {
+            *order = order_key(x + noise::gumbel(seed, Stream::Gumbel, token as u32, e as u32));
+        }
+    }
+    scratch.order[first as usize] = 0;
 }
 
 #[inline(always)]
 fn load_logits(rule: &Rule<'_>, row: &[f32], logits: &mut [f32]) {
     let (logits, padding) = logits.split_at_mut(row.len());
     padding.fill(f32::NAN);
-    if rule.config.logit_softcap.is_some() {
-        logits.iter_mut().zip(row).for_each(|(out, &x)| *out = transform(rule.config, x));
+    if rule.logit_softcap.is_some() {
+        logits.iter_mut().zip(row).for_each(|(out, &x)| *out = transform(rule, x));
     } else {
-        let limit = rule.config.logit_clip.unwrap_or(f32::MAX);
-        logits.iter_mut().zip(row).for_each(|(out, &x)| *out = clamp(x, limit));
+        logits.iter_mut().zip(row).for_each(|(out, &x)| *out = clamp(x, rule.logit_clip));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::Rule;
 use super::math::{clamp, exp_nonpositive, max, sigmoid, sqrt_softplus};
-use crate::routing::{MASKED, RouterConfig, ScoreFunction, Selection, WeightFunction};
+use crate::routing::{MASKED, ScoreFunction, Selection, WeightFunction};
 
 /// A token's softmax over all experts: `e^(logit − max) · inv_sum`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -20,9 +20,9 @@ pub(super) struct Basis {
 
 /// The logit by which a token is routed.
 #[inline(always)]
-pub(super) fn transform(config: &RouterConfig, logit: f32) -> f32 {
-    let x = clamp(logit, config.logit_clip.unwrap_or(f32::MAX));
-    match config.logit_softcap {
+pub(super) fn transform(rule: &Rule<'_>, logit: f32) -> f32 {
+    let x = clamp(logit, rule.logit_clip);
+    match rule.logit_softcap {
         Some(c) => c * (x / c).tanh(),
         None => x,
     }
@@ -48,7 +48,7 @@ impl Basis {
         let mut basis =
             Self { softmax: Softmax { max: f32::NEG_INFINITY, inv_sum: 1.0 }, factor: config.scaling_factor };
         if config.weight == WeightFunction::SoftmaxOverSelected {
-            let logits = || ids.iter().filter(|&&id| id != MASKED).map(|&id| transform(config, row[id as usize]));
+            let logits = || ids.iter().filter(|&&id| id != MASKED).map(|&id| transform(rule, row[id as usize]));
             let max = logits().fold(f32::NEG_INFINITY, |a, b| max(b, a));
             let sum: f32 = logits().filter(|x| !x.is_nan()).map(|x| exp_nonpositive(x - max)).sum();
             basis.softmax = Softmax { max, inv_sum: 1.0 / sum };
@@ -65,7 +65,7 @@ impl Basis {
 
 /// Before renormalisation.
 fn weight(rule: &Rule<'_>, row: &[f32], softmax: &Softmax, basis: &Basis, id: u32) -> f32 {
-    let logit = transform(rule.config, row[id as usize]);
+    let logit = transform(rule, row[id as usize]);
     match rule.config.weight {
         WeightFunction::Score => score(rule, logit, softmax),
         WeightFunction::One => 1.0,
@@ -84,9 +84,14 @@ pub(super) fn weigh(rule: &Rule<'_>, row: &[f32], softmax: &Softmax, basis: &Bas
             *out = if id == MASKED { 0.0 } else { weight(rule, row, softmax, basis, id) * basis.factor };
         }
     }
-    for out in weights {
-        if !out.is_finite() {
-            *out = 0.0;
+    finish(weights);
+}
+
+/// What is not finite becomes 0.
+pub(super) fn finish(weights: &mut [f32]) {
+    for weight in weights {
+        if !weight.is_finite() {
+            *weight = 0.0;
         }
     }
 }
@@ -95,10 +100,10 @@ pub(super) fn weigh(rule: &Rule<'_>, row: &[f32], softmax: &Softmax, basis: &Bas
 fn sparse_mixer(rule: &Rule<'_>, jitter: f32, row: &[f32], ids: &[u32], weights: &mut [f32]) {
     let config = rule.config;
     for (i, &id) in ids.iter().enumerate() {
-        let top = transform(config, row[id as usize]);
+        let top = transform(rule, row[id as usize]);
         let mut sum = 0.0;
         for (e, &logit) in row.iter().enumerate() {
-            let x = transform(config, logit);
+            let x = transform(rule, logit);
             let near = !x.is_nan() && (top - x) / max(x.abs(), top) <= 2.0 * jitter;
             if e as u32 == id || (near && !ids[..i].contains(&(e as u32))) {
                 sum += exp_nonpositive(x - top);
