@@ -11,14 +11,15 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use candle_core::{D, DType, Device, IndexOp, Tensor, WithDType};
+use candle_core::{D, DType, Device, Tensor, WithDType};
 use data::{Part, Source, unit_scale};
 use half::bf16;
 use serde_json::{Value, json};
 
 const VERSION: &str = "0.11";
 
-/// A layer's experts: `[E, 2I, H]` and `[E, H, I]`, each expert's three matrices as views.
+/// A layer's experts. Every matrix is a tensor of its own, as candle's models load them, and it matters: a bf16 product
+/// widens the whole storage that its operand is a view of.
 struct Experts(Vec<Expert>);
 
 struct Expert {
@@ -84,18 +85,22 @@ impl Experts {
         [gate_up_id, down_id]: [u64; 2],
         round: fn(f32) -> T,
     ) -> Result<Self> {
-        let tensor = |id, n: usize, k: usize| {
+        let values = |id, n: usize, k: usize| {
             let mut values = vec![round(0.0); num_experts * n * k];
             source.fill(&mut values, id, unit_scale(k), round);
-            Tensor::from_vec(values, (num_experts, n, k), &Device::Cpu)
+            values
         };
-        let gate_up = tensor(gate_up_id, 2 * intermediate_size, hidden_size)?;
-        let down = tensor(down_id, hidden_size, intermediate_size)?;
+        let gate_up = values(gate_up_id, 2 * intermediate_size, hidden_size);
+        let down = values(down_id, hidden_size, intermediate_size);
+        let size = intermediate_size * hidden_size;
+        let matrix = |values: &[T], from: usize, shape: (usize, usize)| {
+            Tensor::from_slice(&values[from..from + size], shape, &Device::Cpu)
+        };
         let expert = |e| {
             Ok(Expert {
-                gate: gate_up.i((e, ..intermediate_size))?,
-                up: gate_up.i((e, intermediate_size..))?,
-                down: down.i(e)?,
+                gate: matrix(&gate_up, 2 * e * size, (intermediate_size, hidden_size))?,
+                up: matrix(&gate_up, (2 * e + 1) * size, (intermediate_size, hidden_size))?,
+                down: matrix(&down, e * size, (hidden_size, intermediate_size))?,
             })
         };
         (0..num_experts).map(expert).collect::<Result<_>>().map(Self)
