@@ -155,6 +155,8 @@ proptest! {
                 inputs: RouteInputs::default(),
                 topk_ids: topk_ids.view_mut().unwrap(),
                 topk_weights: topk_weights.view_mut().unwrap(),
+                ragged: None,
+                figures: None,
             }).unwrap();
             let mut ids: Vec<u32> = topk_ids.to_vec().unwrap();
             let weights: Vec<f32> = topk_weights.to_vec().unwrap();

@@ -96,7 +96,7 @@ const CONFIGS: &[(&str, Change)] = &[
         c.router.selection = Selection::SparseMixer { jitter: 0.1 };
     }),
     ("router.selection.sparse_mixer.jitter", |c| c.router.selection = Selection::SparseMixer { jitter: f32::NAN }),
-    ("router.capacity", |c| {
+    ("router.groups", |c| {
         groups(c, 3, 2);
         c.router.selection = Selection::SparseMixer { jitter: 0.1 };
     }),
