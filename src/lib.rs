@@ -15,6 +15,8 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 pub mod backend;
+#[cfg(feature = "capi")]
+pub mod capi;
 pub mod checkpoint;
 pub mod config;
 pub mod error;

@@ -194,6 +194,25 @@ impl Workspace {
         self.sizes.max_slots.unwrap_or(0)
     }
 
+    /// The bytes of device memory it holds.
+    pub fn bytes(&self) -> usize {
+        let Self { routing, plan, routed, shared, latent, .. } = self;
+        let mut tensors = vec![&routing.router_logits, &routing.topk_ids, &routing.topk_weights];
+        tensors.extend([&plan.expert_offsets, &plan.permuted_idx, &plan.inv_permuted_idx]);
+        tensors.extend([&routed.act, &routed.expert_out]);
+        tensors.extend(routing.router_hidden.iter().chain(&routing.jittered));
+        if let Some(RaggedBuffers { token_offsets, slot_tokens }) = &routing.ragged {
+            tensors.extend([token_offsets, slot_tokens]);
+        }
+        if let Some(SharedBuffers { experts, gate_logits }) = shared {
+            tensors.extend([&experts.act, &experts.expert_out, gate_logits]);
+        }
+        if let Some(LatentBuffers { input, combined, output }) = latent {
+            tensors.extend([input, combined, output]);
+        }
+        tensors.into_iter().map(|tensor| tensor.shape().numel() * tensor.dtype().size()).sum()
+    }
+
     /// The routing of the last [`MoeLayer::forward`](crate::MoeLayer::forward) of `num_tokens` tokens.
     ///
     /// # Errors

@@ -57,8 +57,7 @@ impl MoeOp {
             None => self.moe.run(input, None, view)?,
             Some(TokenRouting { topk_ids, topk_weights }) => {
                 let [topk_ids, topk_weights] = [topk_ids, topk_weights].map(Tensor::storage_and_layout);
-                let routing =
-                    Routing { topk_ids: borrow::view(&topk_ids)?, topk_weights: borrow::view(&topk_weights)? };
+                let routing = Routing::per_token(borrow::view(&topk_ids)?, borrow::view(&topk_weights)?);
                 self.moe.run(input, Some(routing), view)?;
             }
         }

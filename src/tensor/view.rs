@@ -194,10 +194,17 @@ impl<'a> TensorViewMut<'a> {
     /// # Errors
     /// [`Error::InvalidArgument`] if `values` is not as long as `shape` says.
     pub fn from_slice<T: Element>(values: &'a mut [T], shape: impl Into<Shape>) -> Result<Self> {
+        Self::from_bytes(bytemuck::cast_slice_mut(values), T::DTYPE, shape)
+    }
+
+    /// Raw host memory as a tensor to write to.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if the bytes are not as many as the shape says or not aligned for the type.
+    pub fn from_bytes(bytes: &'a mut [u8], dtype: DType, shape: impl Into<Shape>) -> Result<Self> {
         let shape = shape.into();
-        let bytes = bytemuck::cast_slice_mut(values);
-        check_host_bytes(bytes, T::DTYPE, shape)?;
-        Ok(Self { data: DataMut::Host(bytes), dtype: T::DTYPE, shape })
+        check_host_bytes(bytes, dtype, shape)?;
+        Ok(Self { data: DataMut::Host(bytes), dtype, shape })
     }
 
     /// Device memory as a tensor to write to; see [`TensorView::from_device`].
