@@ -1,4 +1,9 @@
-//! Executes PTX on the CPU.
+//! Executes PTX on the CPU as a strict machine; see the README for what it finds and what it does not know.
+//!
+//! The way of a kernel through the modules: `parse` (text to syntax tree) → `lower` (names to register
+//! slots, addresses and instruction indices; every opcode decoded by its family in `isa`) → `machine`
+//! (resident blocks, warps in structure-of-arrays form, random schedule, asynchronous copies) over `mem`
+//! (bytes with poison, shadow of past accesses, vector clocks) → `report` (faults with both parties).
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
