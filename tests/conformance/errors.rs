@@ -87,7 +87,7 @@ fn shape(dims: &[usize]) -> Shape {
 }
 
 /// `outcome` is `InvalidArgument` about `expected`, and says what it wanted and what came.
-fn names<T>(outcome: Result<T>, expected: &str) -> Result<(), Problem> {
+pub fn names<T>(outcome: Result<T>, expected: &str) -> Result<(), Problem> {
     let got = match outcome {
         Err(Error::InvalidArgument { argument, expected: wanted, actual }) if argument == expected => {
             let silent = wanted.is_empty() || actual.is_empty() || wanted == actual;

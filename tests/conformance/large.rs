@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use fused_moe::config::WeightLayout;
-use fused_moe::ops::{self, CombineArgs, Epilogue, GroupedGemmArgs, InputRows};
-use fused_moe::plan::Slots;
+use fused_moe::ops::{self, CombineArgs, Epilogue, GroupedGemmArgs, InputRows, PermuteArgs};
+use fused_moe::plan::{PermutePlanMut, Slots};
 use fused_moe::{DType, Device, Error, Tensor};
 use memmap2::MmapOptions;
 
+use crate::errors::names;
 use crate::harness::values::{download, garbage};
 use crate::harness::{Failure, Log, Problem, Test, compare};
 
@@ -16,6 +17,7 @@ pub const TESTS: &[Test] = &[
     Test { op: "grouped_gemm", name: "far_expert", body: far_expert },
     Test { op: "grouped_gemm", name: "far_tokens", body: far_tokens },
     Test { op: "combine", name: "far_rows", body: far_rows },
+    Test { op: "permute", name: "too_many_slots", body: too_many_slots },
 ];
 
 const FAR: usize = 1 << 31;
@@ -152,4 +154,20 @@ fn far_rows(device: &Device, log: &mut Log) -> Result<(), Failure> {
         })?;
     }
     Ok(())
+}
+
+/// Slots are counted in u32, and half of that is enough: more is the caller's mistake, found before a slot is read.
+fn too_many_slots(device: &Device, log: &mut Log) -> Result<(), Failure> {
+    log.case(device, &Case { rows: FAR + 1, ..Case::new(DType::U32, 1) }, |device, case| {
+        let topk_ids = case.tensor(device, 0, [case.rows])?;
+        let mut expert_offsets = Tensor::zeros(device, DType::U32, [2])?;
+        let mut permuted_idx = Tensor::zeros(device, DType::U32, [1])?;
+        let mut inv_permuted_idx = Tensor::zeros(device, DType::U32, [1])?;
+        let plan = PermutePlanMut {
+            expert_offsets: expert_offsets.view_mut()?,
+            permuted_idx: permuted_idx.view_mut()?,
+            inv_permuted_idx: inv_permuted_idx.view_mut()?,
+        };
+        names(ops::permute(device, PermuteArgs { topk_ids: topk_ids.view(), plan }), "topk_ids")
+    })
 }
