@@ -9,7 +9,7 @@ use crate::tensor::{AsView, DType, FLOATS, Shape, Tensor, TensorView};
 /// A layer's weights; `T` is [`Tensor`] where the layer owns them, [`TensorView`] where an engine does.
 #[derive(Clone, Debug)]
 pub struct MoeWeights<T = Tensor> {
-    /// The router; `None` where the caller routes ([`MoeLayer::forward_routed`]).
+    /// The router; `None` where the caller routes ([`forward_routed`](crate::MoeLayer::forward_routed)).
     pub router: Option<RouterWeights<T>>,
     /// The routed experts.
     pub experts: ExpertWeights<T>,
