@@ -185,39 +185,63 @@ impl<K: Kernel> Pass<'_, K> {
             width /= 2;
         }
         let blocks = columns.div_ceil(width);
-        let task = |i: usize| {
+        let tasks = self.groups.len() * blocks;
+        let nth = |i: usize| {
             let first = i % blocks * width;
             let block = Block::new(self.gemm.epilogue, self.gemm.n, first, width.min(columns - first));
-            let group = &self.groups[i / blocks];
+            (&self.groups[i / blocks], block)
+        };
+        let task = |i: usize| {
+            let (group, block) = nth(i);
+            let next = if i + 1 < tasks { self.first_run(nth(i + 1)) } else { &[] };
             let chunks = &self.chunks[group.chunks.clone()];
             if chunks.iter().all(|chunk| chunk.rows.len() <= FEW) {
-                self.block::<FEW>(packed, group.expert, chunks, &block);
+                self.block::<FEW>(packed, group, &block, next);
             } else {
-                self.block::<MAX_CHUNK>(packed, group.expert, chunks, &block);
+                self.block::<MAX_CHUNK>(packed, group, &block, next);
             }
         };
         let rows = self.chunks.iter().map(|chunk| chunk.rows.len()).sum();
         if self.gemm.is_small(rows) {
-            (0..self.groups.len() * blocks).for_each(task);
+            (0..tasks).for_each(task);
         } else {
-            self.gemm.pool.for_each(self.groups.len() * blocks, task);
+            self.gemm.pool.for_each(tasks, task);
         }
     }
 
-    /// A block of columns of one expert, in a buffer for `ROWS` rows of products.
-    fn block<const ROWS: usize>(&self, packed: &[K::Packed], expert: usize, chunks: &[Chunk], block: &Block) {
+    /// The weights with which a task begins, where they are in one piece.
+    fn first_run(&self, (group, block): (&Group, Block)) -> &[K::Weight] {
+        block.runs[0].map_or(&[], |(first, _)| self.run(group.expert, first, block.run_len))
+    }
+
+    /// The weights of `count` columns, where they are in one piece.
+    fn run(&self, expert: usize, first: usize, count: usize) -> &[K::Weight] {
+        let start = expert * self.gemm.n + first;
+        let k = self.gemm.rows.k();
+        if K::CONTIGUOUS { &self.weight[start * k..(start + count) * k] } else { &[] }
+    }
+
+    /// A block of columns of one expert, in a buffer for `ROWS` rows of products; `next` is what the next block begins
+    /// with.
+    fn block<const ROWS: usize>(&self, packed: &[K::Packed], group: &Group, block: &Block, next: &[K::Weight]) {
         let Gemm { n, epilogue, ref rows, bias, .. } = *self.gemm;
-        let k = rows.k();
+        let (k, expert) = (rows.k(), group.expert);
+        let matrix = &self.weight[expert * n * k..(expert + 1) * n * k];
         let mut products = Products([[0.0; WIDTH]; ROWS]);
-        for (i, chunk) in chunks.iter().enumerate() {
+        for (i, chunk) in self.chunks[group.chunks.clone()].iter().enumerate() {
             let products = &mut products.0[..chunk.rows.len()];
             if i > 0 {
                 products.fill([0.0; WIDTH]);
             }
             let packed = &packed[chunk.packed..][..self.kernel.packed_len(products.len(), k)];
-            for (first, column) in block.runs.into_iter().flatten() {
-                let matrix = &self.weight[expert * n * k..(expert + 1) * n * k];
-                let panel = Panel { matrix, n, k, first, count: block.run_len };
+            for (j, (first, column)) in block.runs.into_iter().flatten().enumerate() {
+                // The first chunk brings the weights into the cache; what comes next is fetched beside it.
+                let next = match block.runs.get(j + 1) {
+                    _ if i > 0 => &[],
+                    Some(&Some((first, _))) => self.run(expert, first, block.run_len),
+                    _ => next,
+                };
+                let panel = Panel { matrix, n, k, first, count: block.run_len, next };
                 self.kernel.multiply(packed, panel, products, column);
             }
             let bias = bias.map(|bias| &bias[expert * n..(expert + 1) * n]);

@@ -19,8 +19,8 @@ pub(in crate::backend::cpu) const ROWS: usize = 16;
 /// bf16 elements of a tile's row.
 pub(in crate::backend::cpu) const DEPTH: usize = 32;
 
-/// A tile of f32 in memory: 16 rows of 16.
-pub(in crate::backend::cpu) type Tile = [[f32; ROWS]; ROWS];
+/// A tile of f32 in memory: 16 rows, one after the other, of as many columns as are configured.
+pub(in crate::backend::cpu) type Tile = [f32; ROWS * ROWS];
 
 impl Amx {
     pub(super) fn detect() -> Option<Self> {
@@ -94,7 +94,8 @@ pub(in crate::backend::cpu) struct Inputs<const N: usize> {
 }
 
 impl Configured {
-    /// Adds to `sums[i]` the products of four runs of weights with one run of inputs, `steps` tiles long.
+    /// Adds to `sums[i]` the products of four runs of weights with one run of inputs, `steps` tiles long. Meanwhile
+    /// asks for cache lines from `ahead.0` on, `ahead.1` in each step.
     ///
     /// # Safety
     /// - Each of the runs is valid for `steps` tiles: 16 rows, `stride` apart, of `steps·64` bytes of weights;
@@ -107,19 +108,29 @@ impl Configured {
         inputs: Inputs<1>,
         steps: usize,
         sums: &mut [Tile; 4],
+        ahead: (*const u8, usize),
     ) {
         if steps == 0 {
             return;
         }
         // SAFETY: AMX is there and configured: `self`. The caller promises that what is read is there; what is
-        // written is `sums`: 16 rows of 64 bytes each. All tile registers are declared.
+        // written is `sums`: 16 rows of `inputs.stride` bytes each, which is up to 64. All tile registers are declared.
         unsafe {
             asm!(
-                "tileloadd tmm0, [{c} + {row}]",
-                "tileloadd tmm1, [{c} + {row} + 1024]",
-                "tileloadd tmm2, [{c} + {row} + 2048]",
-                "tileloadd tmm3, [{c} + {row} + 3072]",
+                "tileloadd tmm0, [{c} + {ldb}]",
+                "tileloadd tmm1, [{c} + {ldb} + 1024]",
+                "tileloadd tmm2, [{c} + {ldb} + 2048]",
+                "tileloadd tmm3, [{c} + {ldb} + 3072]",
                 "2:",
+                "mov {i}, {lines}",
+                "test {i}, {i}",
+                "jz 4f",
+                "3:",
+                "prefetcht1 [{next}]",
+                "add {next}, 64",
+                "dec {i}",
+                "jnz 3b",
+                "4:",
                 "tileloadd tmm7, [{b} + {ldb}]",
                 "tileloadd tmm4, [{a0} + {lda}]",
                 "tdpbf16ps tmm0, tmm4, tmm7",
@@ -133,13 +144,14 @@ impl Configured {
                 "add {a1}, 64",
                 "add {a2}, 64",
                 "add {a3}, 64",
-                "add {b}, {bstep}",
+                "lea {b}, [{b} + 8*{ldb}]",
+                "lea {b}, [{b} + 8*{ldb}]",
                 "dec {steps}",
                 "jnz 2b",
-                "tilestored [{c} + {row}], tmm0",
-                "tilestored [{c} + {row} + 1024], tmm1",
-                "tilestored [{c} + {row} + 2048], tmm2",
-                "tilestored [{c} + {row} + 3072], tmm3",
+                "tilestored [{c} + {ldb}], tmm0",
+                "tilestored [{c} + {ldb} + 1024], tmm1",
+                "tilestored [{c} + {ldb} + 2048], tmm2",
+                "tilestored [{c} + {ldb} + 3072], tmm3",
                 a0 = inout(reg) weights.tiles[0] => _,
                 a1 = inout(reg) weights.tiles[1] => _,
                 a2 = inout(reg) weights.tiles[2] => _,
@@ -147,10 +159,11 @@ impl Configured {
                 lda = in(reg) weights.stride,
                 b = inout(reg) inputs.tiles[0] => _,
                 ldb = in(reg) inputs.stride,
-                bstep = in(reg) inputs.stride * ROWS,
                 steps = inout(reg) steps => _,
                 c = in(reg) sums.as_mut_ptr(),
-                row = in(reg) 64usize,
+                next = inout(reg) ahead.0 => _,
+                lines = in(reg) ahead.1,
+                i = out(reg) _,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack),
@@ -169,6 +182,7 @@ impl Configured {
         inputs: Inputs<2>,
         steps: usize,
         sums: &mut [Tile; 4],
+        ahead: (*const u8, usize),
     ) {
         if steps == 0 {
             return;
@@ -176,11 +190,20 @@ impl Configured {
         // SAFETY: as in `multiply_4x1`.
         unsafe {
             asm!(
-                "tileloadd tmm0, [{c} + {row}]",
-                "tileloadd tmm1, [{c} + {row} + 1024]",
-                "tileloadd tmm2, [{c} + {row} + 2048]",
-                "tileloadd tmm3, [{c} + {row} + 3072]",
+                "tileloadd tmm0, [{c} + {ldb}]",
+                "tileloadd tmm1, [{c} + {ldb} + 1024]",
+                "tileloadd tmm2, [{c} + {ldb} + 2048]",
+                "tileloadd tmm3, [{c} + {ldb} + 3072]",
                 "2:",
+                "mov {i}, {lines}",
+                "test {i}, {i}",
+                "jz 4f",
+                "3:",
+                "prefetcht1 [{next}]",
+                "add {next}, 64",
+                "dec {i}",
+                "jnz 3b",
+                "4:",
                 "tileloadd tmm6, [{b0} + {ldb}]",
                 "tileloadd tmm4, [{a0} + {lda}]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
@@ -191,24 +214,27 @@ impl Configured {
                 "tdpbf16ps tmm3, tmm5, tmm7",
                 "add {a0}, 64",
                 "add {a1}, 64",
-                "add {b0}, {bstep}",
-                "add {b1}, {bstep}",
+                "lea {b0}, [{b0} + 8*{ldb}]",
+                "lea {b0}, [{b0} + 8*{ldb}]",
+                "lea {b1}, [{b1} + 8*{ldb}]",
+                "lea {b1}, [{b1} + 8*{ldb}]",
                 "dec {steps}",
                 "jnz 2b",
-                "tilestored [{c} + {row}], tmm0",
-                "tilestored [{c} + {row} + 1024], tmm1",
-                "tilestored [{c} + {row} + 2048], tmm2",
-                "tilestored [{c} + {row} + 3072], tmm3",
+                "tilestored [{c} + {ldb}], tmm0",
+                "tilestored [{c} + {ldb} + 1024], tmm1",
+                "tilestored [{c} + {ldb} + 2048], tmm2",
+                "tilestored [{c} + {ldb} + 3072], tmm3",
                 a0 = inout(reg) weights.tiles[0] => _,
                 a1 = inout(reg) weights.tiles[1] => _,
                 lda = in(reg) weights.stride,
                 b0 = inout(reg) inputs.tiles[0] => _,
                 b1 = inout(reg) inputs.tiles[1] => _,
                 ldb = in(reg) inputs.stride,
-                bstep = in(reg) inputs.stride * ROWS,
                 steps = inout(reg) steps => _,
                 c = in(reg) sums.as_mut_ptr(),
-                row = in(reg) 64usize,
+                next = inout(reg) ahead.0 => _,
+                lines = in(reg) ahead.1,
+                i = out(reg) _,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack),

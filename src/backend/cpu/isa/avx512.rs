@@ -27,6 +27,49 @@ fn run(task: impl Task) {
     task.run();
 }
 
+impl Avx512 {
+    /// Rows to columns: 16 rows of 16 dwords.
+    #[inline(always)]
+    pub(in crate::backend::cpu) fn transpose_tile(self, from: &[f32], to: &mut [f32]) {
+        assert!(from.len() == 256 && to.len() == 256, "tiles of 16 x 16");
+        // SAFETY: `self` proves AVX-512F; 16 vectors are within each slice.
+        unsafe {
+            let rows = std::array::from_fn(|i| self.load_f32(from.as_ptr().add(16 * i)));
+            let columns = self.transpose(rows);
+            columns.iter().enumerate().for_each(|(i, column)| self.store(to.as_mut_ptr().add(16 * i), *column));
+        }
+    }
+
+    #[inline(always)]
+    fn transpose(self, rows: [__m512; 16]) -> [__m512; 16] {
+        // SAFETY: `self` proves AVX-512F.
+        unsafe {
+            // Within each 128-bit part, columns of 4 rows; then parts among 4 vectors that hold the same columns.
+            let mut quads = [_mm512_setzero_ps(); 16];
+            for i in 0..4 {
+                let [a, b, c, d] = [rows[4 * i], rows[4 * i + 1], rows[4 * i + 2], rows[4 * i + 3]];
+                let (ab, cd) = (_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c, d));
+                quads[4 * i] = _mm512_shuffle_ps::<0x44>(ab, cd);
+                quads[4 * i + 1] = _mm512_shuffle_ps::<0xee>(ab, cd);
+                let (ab, cd) = (_mm512_unpackhi_ps(a, b), _mm512_unpackhi_ps(c, d));
+                quads[4 * i + 2] = _mm512_shuffle_ps::<0x44>(ab, cd);
+                quads[4 * i + 3] = _mm512_shuffle_ps::<0xee>(ab, cd);
+            }
+            let mut columns = [_mm512_setzero_ps(); 16];
+            for i in 0..4 {
+                let [a, b, c, d] = [quads[i], quads[4 + i], quads[8 + i], quads[12 + i]];
+                let (ab, cd) = (_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0x44>(c, d));
+                columns[i] = _mm512_shuffle_f32x4::<0x88>(ab, cd);
+                columns[4 + i] = _mm512_shuffle_f32x4::<0xdd>(ab, cd);
+                let (ab, cd) = (_mm512_shuffle_f32x4::<0xee>(a, b), _mm512_shuffle_f32x4::<0xee>(c, d));
+                columns[8 + i] = _mm512_shuffle_f32x4::<0x88>(ab, cd);
+                columns[12 + i] = _mm512_shuffle_f32x4::<0xdd>(ab, cd);
+            }
+            columns
+        }
+    }
+}
+
 impl Simd for Avx512 {
     type Vector = __m512;
 

@@ -7,7 +7,7 @@ use half::bf16;
 use super::avx512::Avx512;
 use super::{Simd, TILE, Task};
 use crate::backend::cpu::kernel::dot::Dot;
-use crate::backend::cpu::kernel::rows::Rows;
+use crate::backend::cpu::kernel::rows::{Rows, Source};
 
 /// Proof that the machine has AVX512-BF16, and what [`Avx512`] proves.
 #[derive(Clone, Copy, Debug)]
@@ -63,8 +63,8 @@ impl Dot for Avx512Bf16 {
     }
 
     #[inline(always)]
-    fn read(self, rows: &Rows<'_>, row: usize, to: &mut [bf16]) {
-        rows.read_bf16(row, 0, to);
+    fn read(self, rows: &Rows<'_>, source: Source, to: &mut [bf16]) {
+        rows.read_bf16(source, 0, to);
     }
 
     #[inline(always)]

@@ -26,6 +26,7 @@ impl<S: Simd, W: Weight> Kernel for BroadcastKernel<S, W> {
 
     const CHUNK: usize = 48;
     const MIN_WIDTH: usize = 64;
+    const CONTIGUOUS: bool = false;
 
     fn packed_len(self, rows: usize, k: usize) -> usize {
         rows * k
@@ -56,7 +57,7 @@ impl Task for Pack<'_, '_> {
     #[inline(always)]
     fn run(self) {
         for (row, packed) in self.range.zip(self.packed.chunks_exact_mut(self.rows.k().max(1))) {
-            self.rows.read_f32(row, 0, packed);
+            self.rows.read_f32(self.rows.source(row), 0, packed);
         }
     }
 }
@@ -94,7 +95,7 @@ impl<S: Simd, W: Weight> Multiply<'_, S, W> {
     /// `ROWS` rows from `row` on times the whole panel, over a block of K.
     #[inline(always)]
     fn row_tile<const ROWS: usize>(&mut self, row: usize, block: Range<usize>) {
-        let Panel { matrix, n, k, first, count } = self.panel;
+        let Panel { matrix, n, k, first, count, .. } = self.panel;
         let x: [&[f32]; ROWS] = std::array::from_fn(|r| &self.packed[(row + r) * k..(row + r + 1) * k]);
         let step = TILE * S::LANES;
         let whole = count / step * step;

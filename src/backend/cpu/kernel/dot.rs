@@ -5,13 +5,17 @@ use std::ops::Range;
 
 use bytemuck::Pod;
 
-use super::rows::Rows;
+use super::ahead::Ahead;
+use super::rows::{Rows, Source};
 use super::{Kernel, Panel, ProductRow};
 use crate::backend::cpu::isa::{Simd, TILE, Task, Weight};
 
 /// Elements of K summed in registers before they are added to the product: as many as keep a register tile's input
 /// rows in the first-level cache.
 const K_BLOCK: usize = 1024;
+
+/// Steps along K between turns of fetching ahead.
+const STEPS_PER_TURN: usize = 8;
 
 /// Multiply and add along K.
 pub(in crate::backend::cpu) trait Dot: Copy + Send + Sync {
@@ -32,7 +36,7 @@ pub(in crate::backend::cpu) trait Dot: Copy + Send + Sync {
     fn multiply_add(self, x: Self::Inputs, w: Self::Weights, sum: Self::Vector) -> Self::Vector;
     fn sums(self, vectors: [Self::Vector; TILE]) -> [f32; TILE];
     /// Reads and rounds `to.len()` elements of a row.
-    fn read(self, rows: &Rows<'_>, row: usize, to: &mut [Self::Input]);
+    fn read(self, rows: &Rows<'_>, source: Source, to: &mut [Self::Input]);
     /// # Safety
     /// `from` is valid for [`Dot::STEP`] elements.
     unsafe fn inputs(self, from: *const Self::Input) -> Self::Inputs;
@@ -82,8 +86,8 @@ impl<S: Simd, W: Weight> Dot for Widen<S, W> {
     }
 
     #[inline(always)]
-    fn read(self, rows: &Rows<'_>, row: usize, to: &mut [f32]) {
-        rows.read_f32(row, 0, to);
+    fn read(self, rows: &Rows<'_>, source: Source, to: &mut [f32]) {
+        rows.read_f32(source, 0, to);
     }
 
     #[inline(always)]
@@ -116,6 +120,7 @@ impl<D: Dot> Kernel for DotKernel<D> {
 
     const CHUNK: usize = 48;
     const MIN_WIDTH: usize = 16;
+    const CONTIGUOUS: bool = true;
 
     fn packed_len(self, rows: usize, k: usize) -> usize {
         rows * Self::stride(k)
@@ -149,7 +154,7 @@ impl<D: Dot> Task for Pack<'_, '_, D> {
         let k = self.rows.k();
         for (row, packed) in self.range.zip(self.packed.chunks_exact_mut(DotKernel::<D>::stride(k))) {
             let (used, padding) = packed.split_at_mut(k);
-            self.dot.read(self.rows, row, used);
+            self.dot.read(self.rows, self.rows.source(row), used);
             padding.fill(bytemuck::Zeroable::zeroed());
         }
     }
@@ -166,18 +171,20 @@ struct Multiply<'a, D: Dot> {
 impl<D: Dot> Task for Multiply<'_, D> {
     #[inline(always)]
     fn run(mut self) {
+        let tiles = self.product.len().div_ceil(D::ROWS) * self.panel.count.div_ceil(TILE);
+        let mut ahead = Ahead::new(self.panel.next, tiles * self.panel.k.div_ceil(D::STEP * STEPS_PER_TURN));
         for start in (0..self.panel.k).step_by(K_BLOCK) {
             let block = start..self.panel.k.min(start + K_BLOCK);
             for row in (0..self.product.len()).step_by(D::ROWS) {
                 match self.product.len() - row {
-                    1 => self.row_tile::<1>(row, block.clone()),
-                    2 => self.row_tile::<2>(row, block.clone()),
-                    3 if D::ROWS >= 3 => self.row_tile::<3>(row, block.clone()),
-                    4 if D::ROWS >= 6 => self.row_tile::<4>(row, block.clone()),
-                    5 if D::ROWS >= 6 => self.row_tile::<5>(row, block.clone()),
-                    _ if D::ROWS >= 6 => self.row_tile::<6>(row, block.clone()),
-                    _ if D::ROWS >= 3 => self.row_tile::<3>(row, block.clone()),
-                    _ => self.row_tile::<2>(row, block.clone()),
+                    1 => self.row_tile::<1>(row, block.clone(), &mut ahead),
+                    2 => self.row_tile::<2>(row, block.clone(), &mut ahead),
+                    3 if D::ROWS >= 3 => self.row_tile::<3>(row, block.clone(), &mut ahead),
+                    4 if D::ROWS >= 6 => self.row_tile::<4>(row, block.clone(), &mut ahead),
+                    5 if D::ROWS >= 6 => self.row_tile::<5>(row, block.clone(), &mut ahead),
+                    _ if D::ROWS >= 6 => self.row_tile::<6>(row, block.clone(), &mut ahead),
+                    _ if D::ROWS >= 3 => self.row_tile::<3>(row, block.clone(), &mut ahead),
+                    _ => self.row_tile::<2>(row, block.clone(), &mut ahead),
                 }
             }
         }
@@ -187,7 +194,7 @@ impl<D: Dot> Task for Multiply<'_, D> {
 impl<D: Dot> Multiply<'_, D> {
     /// `ROWS` rows from `row` on times the whole panel, over a block of K.
     #[inline(always)]
-    fn row_tile<const ROWS: usize>(&mut self, row: usize, block: Range<usize>) {
+    fn row_tile<const ROWS: usize>(&mut self, row: usize, block: Range<usize>, ahead: &mut Ahead) {
         let Panel { k, first, count, .. } = self.panel;
         let stride = DotKernel::<D>::stride(k);
         let x = &self.packed[row * stride..(row + ROWS) * stride][block.start..];
@@ -198,7 +205,7 @@ impl<D: Dot> Multiply<'_, D> {
                 let at = (first + n + i.min(used - 1)) * k;
                 &self.panel.matrix[at + block.start..at + block.end]
             });
-            let sums = register_tile::<D, ROWS>(self.dot, x, stride, weights);
+            let sums = register_tile::<D, ROWS>(self.dot, x, stride, weights, ahead);
             for (row, sums) in self.product[row..row + ROWS].iter_mut().zip(sums) {
                 let columns = &mut row[self.column + n..self.column + n + used];
                 columns.iter_mut().zip(sums).for_each(|(column, sum)| *column += sum);
@@ -214,20 +221,21 @@ fn register_tile<D: Dot, const ROWS: usize>(
     x: &[D::Input],
     stride: usize,
     weights: [&[D::Weight]; TILE],
+    ahead: &mut Ahead,
 ) -> [[f32; TILE]; ROWS] {
     let len = weights[0].len();
     let whole = len / D::STEP * D::STEP;
     assert!(weights.iter().all(|w| w.len() == len), "weight rows of one length");
     assert!(x.len() >= (ROWS - 1) * stride + len.next_multiple_of(D::STEP), "packed rows are padded to whole steps");
     let mut sums = [[dot.zero(); TILE]; ROWS];
-    for at in (0..whole).step_by(D::STEP) {
-        // SAFETY: `at + STEP <= whole <= len`, the length of each weight row.
-        let w = std::array::from_fn(|i| unsafe { dot.weights(weights[i].as_ptr().add(at)) });
-        for w in &weights {
-            prefetch(w.as_ptr().wrapping_add(at).wrapping_add(TILE * len));
+    for turn in (0..whole).step_by(D::STEP * STEPS_PER_TURN) {
+        for at in (turn..whole.min(turn + D::STEP * STEPS_PER_TURN)).step_by(D::STEP) {
+            // SAFETY: `at + STEP <= whole <= len`, the length of each weight row.
+            let w = std::array::from_fn(|i| unsafe { dot.weights(weights[i].as_ptr().add(at)) });
+            // SAFETY: asserted: row `r` has whole steps up to `len` from `r * stride` on.
+            unsafe { step::<D, ROWS>(dot, x.as_ptr().add(at), stride, w, &mut sums) };
         }
-        // SAFETY: asserted: row `r` has whole steps up to `len` from `r * stride` on.
-        unsafe { step::<D, ROWS>(dot, x.as_ptr().add(at), stride, w, &mut sums) };
+        ahead.turn();
     }
     if whole < len {
         let tail = std::array::from_fn(|i| partial(dot, &weights[i][whole..]));
@@ -266,16 +274,4 @@ fn partial<D: Dot>(dot: D, weights: &[D::Weight]) -> D::Weights {
     padded[..weights.len()].copy_from_slice(weights);
     // SAFETY: 32 elements hold a step.
     unsafe { dot.weights(padded.as_ptr()) }
-}
-
-/// Asks for the cache line at `address`, wherever that is.
-#[inline(always)]
-fn prefetch<T>(address: *const T) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch does not fault, and SSE is part of x86-64.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
 }

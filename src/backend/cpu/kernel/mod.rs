@@ -1,5 +1,6 @@
 //! Kernels: packed rows times a panel of one expert's matrix.
 
+mod ahead;
 pub(super) mod broadcast;
 pub(super) mod dot;
 pub(super) mod rows;
@@ -37,6 +38,9 @@ pub(super) trait Kernel: Copy + Send + Sync {
     /// Columns below which a panel is not made narrower to have work for all threads.
     const MIN_WIDTH: usize;
 
+    /// Whether a panel's weights lie one after the other.
+    const CONTIGUOUS: bool;
+
     /// The length of `rows` packed rows.
     fn packed_len(self, rows: usize, k: usize) -> usize;
 
@@ -67,6 +71,8 @@ pub(super) struct Panel<'a, W> {
     pub(super) first: usize,
     /// How many columns; at most [`WIDTH`].
     pub(super) count: usize,
+    /// Weights that this thread will probably want next: to be fetched meanwhile.
+    pub(super) next: &'a [W],
 }
 
 impl<W> Panel<'_, W> {

@@ -16,6 +16,13 @@ pub(in crate::backend::cpu) struct Rows<'a> {
     gather: Option<Gather<'a>>,
 }
 
+/// Where a row's elements start in the input, and its factor.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::backend::cpu) struct Source {
+    start: usize,
+    factor: f32,
+}
+
 #[derive(Debug)]
 struct Gather<'a> {
     /// Slots of the rows in use.
@@ -48,27 +55,25 @@ impl<'a> Rows<'a> {
         self.k
     }
 
-    /// The input's row of row `row`, and its factor.
+    /// Where to read row `row`.
     #[inline(always)]
-    fn source(&self, row: usize) -> (usize, f32) {
-        let Some(gather) = &self.gather else { return (row, 1.0) };
+    pub(in crate::backend::cpu) fn source(&self, row: usize) -> Source {
+        let Some(gather) = &self.gather else { return Source { start: row * self.k, factor: 1.0 } };
         let slot = gather.permuted_idx[row] as usize;
-        (gather.tokens.token(slot), gather.slot_scale.map_or(1.0, |scale| scale[slot]))
+        let factor = gather.slot_scale.map_or(1.0, |scale| scale[slot]);
+        Source { start: gather.tokens.token(slot) * self.k, factor }
     }
 
-    /// Elements of row `row` from `start` on, scaled.
+    /// A row's elements from `start` on, scaled.
     #[inline(always)]
-    pub(in crate::backend::cpu) fn read_f32(&self, row: usize, start: usize, to: &mut [f32]) {
-        let (token, factor) = self.source(row);
-        let at = token * self.k + start;
-        let len = to.len();
+    pub(in crate::backend::cpu) fn read_f32(&self, source: Source, start: usize, to: &mut [f32]) {
+        let range = source.start + start..source.start + start + to.len();
+        let factor = source.factor;
         match self.input {
-            Floats::F32(input) => to.iter_mut().zip(&input[at..at + len]).for_each(|(to, x)| *to = x * factor),
-            Floats::BF16(input) => {
-                to.iter_mut().zip(&input[at..at + len]).for_each(|(to, x)| *to = widen(*x) * factor);
-            }
+            Floats::F32(input) => to.iter_mut().zip(&input[range]).for_each(|(to, x)| *to = x * factor),
+            Floats::BF16(input) => to.iter_mut().zip(&input[range]).for_each(|(to, x)| *to = widen(*x) * factor),
             Floats::F16(input) => {
-                input[at..at + len].convert_to_f32_slice(to);
+                input[range].convert_to_f32_slice(to);
                 to.iter_mut().for_each(|to| *to *= factor);
             }
         }
@@ -76,12 +81,12 @@ impl<'a> Rows<'a> {
 
     /// As [`Rows::read_f32`], rounded to bf16.
     #[inline(always)]
-    pub(in crate::backend::cpu) fn read_bf16(&self, row: usize, start: usize, to: &mut [bf16]) {
-        const STEP: usize = 64;
+    pub(in crate::backend::cpu) fn read_bf16(&self, source: Source, start: usize, to: &mut [bf16]) {
+        const STEP: usize = 32;
         let mut wide = [0.0; STEP];
         for (i, to) in to.chunks_mut(STEP).enumerate() {
             let wide = &mut wide[..to.len()];
-            self.read_f32(row, start + i * STEP, wide);
+            self.read_f32(source, start + i * STEP, wide);
             to.iter_mut().zip(&*wide).for_each(|(to, x)| *to = narrow(*x));
         }
     }

@@ -7,7 +7,8 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::rows::Rows;
+use super::ahead::Ahead;
+use super::rows::{Rows, Source};
 use super::{Kernel, Panel, ProductRow};
 use crate::backend::cpu::isa::Task;
 use crate::backend::cpu::isa::amx::{Amx, Configured, DEPTH, Inputs, ROWS, Tile, Weights};
@@ -34,13 +35,14 @@ impl Kernel for TileKernel {
 
     const CHUNK: usize = 64;
     const MIN_WIDTH: usize = 64;
+    const CONTIGUOUS: bool = true;
 
     fn packed_len(self, rows: usize, k: usize) -> usize {
         rows.next_multiple_of(columns(rows)) * k.next_multiple_of(DEPTH)
     }
 
     fn pack(self, rows: &Rows<'_>, range: Range<usize>, packed: &mut [bf16]) {
-        self.0.vectorize(Pack { rows, range, packed });
+        self.0.vectorize(Pack { amx: self.0, rows, range, packed });
     }
 
     fn multiply(self, packed: &[bf16], panel: Panel<'_, bf16>, product: &mut [ProductRow], column: usize) {
@@ -48,8 +50,10 @@ impl Kernel for TileKernel {
         assert!(packed.len() == self.packed_len(product.len(), panel.k), "packed rows fit the product");
         assert!(panel.n >= ROWS, "a tile of weight rows");
         let columns = columns(product.len());
+        let tiles = product.len().div_ceil(columns) * panel.count.div_ceil(ROWS);
+        let ahead = Ahead::new(panel.next, tiles * (panel.k / DEPTH));
         let configured = self.0.configure(columns);
-        self.0.vectorize(Multiply { configured, columns, packed, panel, product, column });
+        self.0.vectorize(Multiply { amx: self.0, configured, columns, packed, panel, product, column, ahead });
     }
 
     fn vectorize(self, task: impl Task) {
@@ -58,6 +62,7 @@ impl Kernel for TileKernel {
 }
 
 struct Pack<'a, 'r> {
+    amx: Amx,
     rows: &'a Rows<'r>,
     range: Range<usize>,
     packed: &'a mut [bf16],
@@ -71,29 +76,44 @@ impl Task for Pack<'_, '_> {
         let run = columns * k.next_multiple_of(DEPTH);
         for (start, packed) in self.range.clone().step_by(columns).zip(self.packed.chunks_exact_mut(run.max(1))) {
             let used = columns.min(self.range.end - start);
+            let mut sources = [Source::default(); ROWS];
+            sources[..used].iter_mut().enumerate().for_each(|(i, source)| *source = self.rows.source(start + i));
             for (step, tile) in packed.chunks_exact_mut(columns * DEPTH).enumerate() {
                 let mut rows = [[bf16::ZERO; DEPTH]; ROWS];
-                for (row, to) in rows.iter_mut().enumerate().take(used) {
-                    let depth = DEPTH.min(k - step * DEPTH);
-                    self.rows.read_bf16(start + row, step * DEPTH, &mut to[..depth]);
+                let depth = DEPTH.min(k - step * DEPTH);
+                for (row, source) in rows.iter_mut().zip(&sources[..used]) {
+                    self.rows.read_bf16(*source, step * DEPTH, &mut row[..depth]);
                 }
-                for (pair, to) in tile.chunks_exact_mut(2 * columns).enumerate() {
-                    for (row, to) in to.chunks_exact_mut(2).enumerate() {
-                        to.copy_from_slice(&rows[row][2 * pair..2 * pair + 2]);
-                    }
-                }
+                interleave(self.amx, &rows, columns, tile);
             }
         }
     }
 }
 
+/// Rows side by side: pairs of elements of each of the first `columns` rows, then the next pairs.
+#[inline(always)]
+fn interleave(amx: Amx, rows: &[[bf16; DEPTH]; ROWS], columns: usize, tile: &mut [bf16]) {
+    if columns == ROWS {
+        let pairs: &[f32] = bytemuck::cast_slice(rows.as_flattened());
+        let tile: &mut [f32] = bytemuck::cast_slice_mut(tile);
+        return amx.avx512bf16().avx512().transpose_tile(pairs, tile);
+    }
+    for (pair, to) in tile.chunks_exact_mut(2 * columns).enumerate() {
+        for (row, to) in rows.iter().zip(to.chunks_exact_mut(2)) {
+            to.copy_from_slice(&row[2 * pair..2 * pair + 2]);
+        }
+    }
+}
+
 struct Multiply<'a> {
+    amx: Amx,
     configured: Configured,
     columns: usize,
     packed: &'a [bf16],
     panel: Panel<'a, bf16>,
     product: &'a mut [ProductRow],
     column: usize,
+    ahead: Ahead,
 }
 
 impl Task for Multiply<'_> {
@@ -113,17 +133,18 @@ impl Task for Multiply<'_> {
 impl Multiply<'_> {
     #[inline(always)]
     fn four_by_one(&mut self, run: usize, n: usize) {
-        let mut sums = [[[0.0; ROWS]; ROWS]; 4];
+        let mut sums = [[0.0; ROWS * ROWS]; 4];
+        let ahead = self.ahead.take(4);
         let starts = self.starts::<4>(n);
         let whole = self.panel.k / DEPTH;
         let weights = self.weights(starts);
         let inputs = self.inputs([run], 0);
         // SAFETY: `weights` and `inputs` have `whole` steps, and inputs are as wide as configured.
-        unsafe { self.configured.multiply_4x1(weights, inputs, whole, &mut sums) };
+        unsafe { self.configured.multiply_4x1(weights, inputs, whole, &mut sums, ahead) };
         if let Some(tail) = self.tail(starts) {
             let inputs = self.inputs([run], whole);
             // SAFETY: `tail` and the last step of `inputs` are one tile each.
-            unsafe { self.configured.multiply_4x1(tail_weights(&tail), inputs, 1, &mut sums) };
+            unsafe { self.configured.multiply_4x1(tail_weights(&tail), inputs, 1, &mut sums, NOTHING) };
         }
         for (i, sums) in sums.iter().enumerate() {
             self.add(run, n + i * ROWS, sums);
@@ -132,17 +153,18 @@ impl Multiply<'_> {
 
     #[inline(always)]
     fn two_by_two(&mut self, run: usize, n: usize) {
-        let mut sums = [[[0.0; ROWS]; ROWS]; 4];
+        let mut sums = [[0.0; ROWS * ROWS]; 4];
+        let ahead = self.ahead.take(4);
         let starts = self.starts::<2>(n);
         let whole = self.panel.k / DEPTH;
         let weights = self.weights(starts);
         let inputs = self.inputs([run, run + 1], 0);
         // SAFETY: as in `four_by_one`.
-        unsafe { self.configured.multiply_2x2(weights, inputs, whole, &mut sums) };
+        unsafe { self.configured.multiply_2x2(weights, inputs, whole, &mut sums, ahead) };
         if let Some(tail) = self.tail(starts) {
             let inputs = self.inputs([run, run + 1], whole);
             // SAFETY: as in `four_by_one`.
-            unsafe { self.configured.multiply_2x2(tail_weights(&tail), inputs, 1, &mut sums) };
+            unsafe { self.configured.multiply_2x2(tail_weights(&tail), inputs, 1, &mut sums, NOTHING) };
         }
         for (i, sums) in sums.iter().enumerate() {
             self.add(run + i % 2, n + i / 2 * ROWS, sums);
@@ -198,15 +220,26 @@ impl Multiply<'_> {
         if n >= count {
             return;
         }
+        let mut turned = [0.0; ROWS * ROWS];
+        if self.columns == ROWS {
+            self.amx.avx512bf16().avx512().transpose_tile(sums, &mut turned);
+        } else {
+            for (n, sums) in sums.chunks_exact(self.columns).take(ROWS).enumerate() {
+                sums.iter().enumerate().for_each(|(row, sum)| turned[row * ROWS + n] = *sum);
+            }
+        }
         let skip = (first + n).saturating_sub(rows - ROWS);
         let used = ROWS.min(count - n);
         let product = self.product.iter_mut().skip(run * self.columns).take(self.columns);
-        for (r, row) in product.enumerate() {
+        for (row, sums) in product.zip(turned.chunks_exact(ROWS)) {
             let columns = &mut row[self.column + n..self.column + n + used];
-            columns.iter_mut().zip(&sums[skip..]).for_each(|(column, sums)| *column += sums[r]);
+            columns.iter_mut().zip(&sums[skip..]).for_each(|(column, sum)| *column += sum);
         }
     }
 }
+
+/// No cache line to ask for.
+const NOTHING: (*const u8, usize) = (std::ptr::null(), 0);
 
 fn tail_weights<const N: usize>(tail: &[[[bf16; DEPTH]; ROWS]; N]) -> Weights<N> {
     Weights { tiles: std::array::from_fn(|i| tail[i].as_ptr().cast()), stride: DEPTH * 2 }
