@@ -83,19 +83,25 @@ fn separate(product: &mut ProductRow) {
 /// `gate = act(gate) · up`. Columns past the block's are computed too, and not used.
 #[inline(always)]
 fn apply(activation: Activation, gate: &mut [f32], up: &[f32]) {
-    let pairs = gate.iter_mut().zip(up);
     match activation {
-        Activation::Silu => pairs.for_each(|(g, u)| *g = silu(*g, 1.0) * *u),
-        Activation::Gelu => pairs.for_each(|(g, u)| *g = gelu(*g) * *u),
-        Activation::GeluTanh => pairs.for_each(|(g, u)| *g = gelu_tanh(*g) * *u),
-        Activation::Relu => pairs.for_each(|(g, u)| *g = relu(*g) * *u),
-        Activation::ReluSquared => pairs.for_each(|(g, u)| *g = relu(*g) * relu(*g) * *u),
+        Activation::Silu => each(gate, up, |g, u| silu(g, 1.0) * u),
+        Activation::Gelu => each(gate, up, |g, u| gelu(g) * u),
+        Activation::GeluTanh => each(gate, up, |g, u| gelu_tanh(g) * u),
+        Activation::Relu => each(gate, up, |g, u| relu(g) * u),
+        Activation::ReluSquared => each(gate, up, |g, u| relu(g) * relu(g) * u),
         Activation::ClampedSwiglu { alpha, limit } => {
             // Comparisons, not `min` and `max`: NaN stays NaN.
             let below = |x: f32| if x > limit { limit } else { x };
             let above = |x: f32| if x < -limit { -limit } else { x };
-            pairs.for_each(|(g, u)| *g = silu(below(*g), alpha) * (above(below(*u)) + 1.0));
+            each(gate, up, |g, u| silu(below(g), alpha) * (above(below(u)) + 1.0));
         }
+    }
+}
+
+#[inline(always)]
+fn each(gate: &mut [f32], up: &[f32], f: impl Fn(f32, f32) -> f32) {
+    for (g, u) in gate.iter_mut().zip(up) {
+        *g = f(*g, *u);
     }
 }
 

@@ -43,7 +43,7 @@ impl Amx {
         for tile in 0..8 {
             config.rows[tile] = ROWS as u8;
             // A tiles, of weights, are whole; B tiles, of inputs, and C tiles, of sums, have a dword per column.
-            config.row_bytes[tile] = if A_TILES.contains(&tile) { 64 } else { 4 * columns as u16 };
+            config.row_bytes[tile] = if tile == A_TILE { 64 } else { 4 * columns as u16 };
         }
         // SAFETY: `self` proves AMX; the configuration is valid: palette 1, up to 16 rows of up to 64 bytes.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &config, options(nostack, readonly)) };
@@ -51,8 +51,8 @@ impl Amx {
     }
 }
 
-/// Registers 0 to 3 hold C; [`Configured::multiply_4x1`] has one B in 7, [`Configured::multiply_2x2`] also one in 6.
-const A_TILES: std::ops::Range<usize> = 4..6;
+/// Registers 0 to 3 hold C, 4 holds A, 5 and 6 hold B.
+const A_TILE: usize = 4;
 
 /// The 64 bytes that LDTILECFG reads.
 #[repr(C, align(64))]
@@ -76,118 +76,82 @@ impl Drop for Configured {
     }
 }
 
-/// A run of tiles along K: the address of the first, and bytes between the rows of one.
+/// A run of A tiles along K: 16 rows of weights.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::backend::cpu) struct Weights<const N: usize> {
-    /// The first row of each of N tiles, `[16, K]` row-major.
-    pub(in crate::backend::cpu) tiles: [*const bf16; N],
+pub(in crate::backend::cpu) struct Weights {
+    pub(in crate::backend::cpu) start: *const bf16,
     /// Bytes from a row to the next.
     pub(in crate::backend::cpu) stride: usize,
 }
 
-/// N runs of packed input: tiles one after the other, each 16 rows of a pair of elements per column.
+/// N runs of B tiles along K, each tile 16 rows of a pair of input elements per column.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::backend::cpu) struct Inputs<const N: usize> {
-    pub(in crate::backend::cpu) tiles: [*const bf16; N],
+    pub(in crate::backend::cpu) starts: [*const bf16; N],
     /// Bytes of a tile's row: 4 per column.
     pub(in crate::backend::cpu) stride: usize,
 }
 
 impl Configured {
-    /// Adds to `sums[i]` the products of four runs of weights with one run of inputs, `steps` tiles long. Meanwhile
-    /// asks for cache lines from `ahead.0` on, `ahead.1` in each step.
+    /// Adds to `sum` the product of a run of weights and a run of inputs, `steps` tiles long.
     ///
     /// # Safety
-    /// - Each of the runs is valid for `steps` tiles: 16 rows, `stride` apart, of `steps·64` bytes of weights;
-    ///   `steps·16` rows of `stride` bytes of inputs.
+    /// - `weights` is valid for 16 rows, `stride` apart, of `steps·64` bytes, `inputs` for `steps·16·stride` bytes.
     /// - `inputs.stride` is 4 bytes for each column of the configuration.
     #[inline(always)]
-    pub(in crate::backend::cpu) unsafe fn multiply_4x1(
+    pub(in crate::backend::cpu) unsafe fn multiply_1x1(
         &self,
-        weights: Weights<4>,
+        weights: Weights,
         inputs: Inputs<1>,
         steps: usize,
-        sums: &mut [Tile; 4],
-        ahead: (*const u8, usize),
+        sum: &mut Tile,
     ) {
         if steps == 0 {
             return;
         }
         // SAFETY: AMX is there and configured: `self`. The caller promises that what is read is there; what is
-        // written is `sums`: 16 rows of `inputs.stride` bytes each, which is up to 64. All tile registers are declared.
+        // written is `sum`: 16 rows of `inputs.stride` bytes, which is up to 64. All registers used are declared.
         unsafe {
             asm!(
                 "tileloadd tmm0, [{c} + {ldb}]",
-                "tileloadd tmm1, [{c} + {ldb} + 1024]",
-                "tileloadd tmm2, [{c} + {ldb} + 2048]",
-                "tileloadd tmm3, [{c} + {ldb} + 3072]",
                 "2:",
-                "mov {i}, {lines}",
-                "test {i}, {i}",
-                "jz 4f",
-                "3:",
-                "prefetcht1 [{next}]",
-                "add {next}, 64",
-                "dec {i}",
-                "jnz 3b",
-                "4:",
-                "tileloadd tmm7, [{b} + {ldb}]",
-                "tileloadd tmm4, [{a0} + {lda}]",
-                "tdpbf16ps tmm0, tmm4, tmm7",
-                "tileloadd tmm5, [{a1} + {lda}]",
-                "tdpbf16ps tmm1, tmm5, tmm7",
-                "tileloadd tmm4, [{a2} + {lda}]",
-                "tdpbf16ps tmm2, tmm4, tmm7",
-                "tileloadd tmm5, [{a3} + {lda}]",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "add {a0}, 64",
-                "add {a1}, 64",
-                "add {a2}, 64",
-                "add {a3}, 64",
-                "lea {b}, [{b} + 8*{ldb}]",
-                "lea {b}, [{b} + 8*{ldb}]",
+                "tileloadd tmm4, [{a} + {lda}]",
+                "tileloadd tmm5, [{b} + {ldb}]",
+                "tdpbf16ps tmm0, tmm4, tmm5",
+                "add {a}, 64",
+                "add {b}, {step}",
                 "dec {steps}",
                 "jnz 2b",
                 "tilestored [{c} + {ldb}], tmm0",
-                "tilestored [{c} + {ldb} + 1024], tmm1",
-                "tilestored [{c} + {ldb} + 2048], tmm2",
-                "tilestored [{c} + {ldb} + 3072], tmm3",
-                a0 = inout(reg) weights.tiles[0] => _,
-                a1 = inout(reg) weights.tiles[1] => _,
-                a2 = inout(reg) weights.tiles[2] => _,
-                a3 = inout(reg) weights.tiles[3] => _,
+                a = inout(reg) weights.start => _,
                 lda = in(reg) weights.stride,
-                b = inout(reg) inputs.tiles[0] => _,
+                b = inout(reg) inputs.starts[0] => _,
                 ldb = in(reg) inputs.stride,
+                step = in(reg) inputs.stride * ROWS,
                 steps = inout(reg) steps => _,
-                c = in(reg) sums.as_mut_ptr(),
-                next = inout(reg) ahead.0 => _,
-                lines = in(reg) ahead.1,
-                i = out(reg) _,
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                c = in(reg) sum.as_mut_ptr(),
+                out("tmm0") _, out("tmm4") _, out("tmm5") _,
                 options(nostack),
             );
         }
     }
 
-    /// Adds to `sums[2·i + j]` the products of weights `i` with inputs `j`, `steps` tiles long.
+    /// As [`Configured::multiply_1x1`], of the same weights and four runs of inputs.
     ///
     /// # Safety
-    /// As [`Configured::multiply_4x1`].
+    /// As [`Configured::multiply_1x1`], for each of the runs.
     #[inline(always)]
-    pub(in crate::backend::cpu) unsafe fn multiply_2x2(
+    pub(in crate::backend::cpu) unsafe fn multiply_1x4(
         &self,
-        weights: Weights<2>,
-        inputs: Inputs<2>,
+        weights: Weights,
+        inputs: Inputs<4>,
         steps: usize,
         sums: &mut [Tile; 4],
-        ahead: (*const u8, usize),
     ) {
         if steps == 0 {
             return;
         }
-        // SAFETY: as in `multiply_4x1`.
+        // SAFETY: as in `multiply_1x1`.
         unsafe {
             asm!(
                 "tileloadd tmm0, [{c} + {ldb}]",
@@ -195,48 +159,38 @@ impl Configured {
                 "tileloadd tmm2, [{c} + {ldb} + 2048]",
                 "tileloadd tmm3, [{c} + {ldb} + 3072]",
                 "2:",
-                "mov {i}, {lines}",
-                "test {i}, {i}",
-                "jz 4f",
-                "3:",
-                "prefetcht1 [{next}]",
-                "add {next}, 64",
-                "dec {i}",
-                "jnz 3b",
-                "4:",
-                "tileloadd tmm6, [{b0} + {ldb}]",
-                "tileloadd tmm4, [{a0} + {lda}]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm7, [{b1} + {ldb}]",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tileloadd tmm5, [{a1} + {lda}]",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "add {a0}, 64",
-                "add {a1}, 64",
-                "lea {b0}, [{b0} + 8*{ldb}]",
-                "lea {b0}, [{b0} + 8*{ldb}]",
-                "lea {b1}, [{b1} + 8*{ldb}]",
-                "lea {b1}, [{b1} + 8*{ldb}]",
+                "tileloadd tmm4, [{a} + {lda}]",
+                "tileloadd tmm5, [{b0} + {ldb}]",
+                "tdpbf16ps tmm0, tmm4, tmm5",
+                "tileloadd tmm6, [{b1} + {ldb}]",
+                "tdpbf16ps tmm1, tmm4, tmm6",
+                "tileloadd tmm5, [{b2} + {ldb}]",
+                "tdpbf16ps tmm2, tmm4, tmm5",
+                "tileloadd tmm6, [{b3} + {ldb}]",
+                "tdpbf16ps tmm3, tmm4, tmm6",
+                "add {a}, 64",
+                "add {b0}, {step}",
+                "add {b1}, {step}",
+                "add {b2}, {step}",
+                "add {b3}, {step}",
                 "dec {steps}",
                 "jnz 2b",
                 "tilestored [{c} + {ldb}], tmm0",
                 "tilestored [{c} + {ldb} + 1024], tmm1",
                 "tilestored [{c} + {ldb} + 2048], tmm2",
                 "tilestored [{c} + {ldb} + 3072], tmm3",
-                a0 = inout(reg) weights.tiles[0] => _,
-                a1 = inout(reg) weights.tiles[1] => _,
+                a = inout(reg) weights.start => _,
                 lda = in(reg) weights.stride,
-                b0 = inout(reg) inputs.tiles[0] => _,
-                b1 = inout(reg) inputs.tiles[1] => _,
+                b0 = inout(reg) inputs.starts[0] => _,
+                b1 = inout(reg) inputs.starts[1] => _,
+                b2 = inout(reg) inputs.starts[2] => _,
+                b3 = inout(reg) inputs.starts[3] => _,
                 ldb = in(reg) inputs.stride,
+                step = in(reg) inputs.stride * ROWS,
                 steps = inout(reg) steps => _,
                 c = in(reg) sums.as_mut_ptr(),
-                next = inout(reg) ahead.0 => _,
-                lines = in(reg) ahead.1,
-                i = out(reg) _,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _,
                 options(nostack),
             );
         }

@@ -34,9 +34,13 @@ impl Avx512 {
         assert!(from.len() == 256 && to.len() == 256, "tiles of 16 x 16");
         // SAFETY: `self` proves AVX-512F; 16 vectors are within each slice.
         unsafe {
-            let rows = std::array::from_fn(|i| self.load_f32(from.as_ptr().add(16 * i)));
-            let columns = self.transpose(rows);
-            columns.iter().enumerate().for_each(|(i, column)| self.store(to.as_mut_ptr().add(16 * i), *column));
+            let mut rows = [_mm512_setzero_ps(); 16];
+            for (i, row) in rows.iter_mut().enumerate() {
+                *row = self.load_f32(from.as_ptr().add(16 * i));
+            }
+            for (i, column) in self.transpose(rows).into_iter().enumerate() {
+                self.store(to.as_mut_ptr().add(16 * i), column);
+            }
         }
     }
 

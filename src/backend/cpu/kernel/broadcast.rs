@@ -152,12 +152,16 @@ fn register_tile<'w, S: Simd, W: Weight, const ROWS: usize>(
     }
     for k in block {
         let weights = &weights(k)[..step];
-        // SAFETY: TILE vectors are within the slice just taken.
-        let w: [S::Vector; TILE] =
-            std::array::from_fn(|v| unsafe { W::load(simd, weights.as_ptr().add(v * S::LANES)) });
+        let mut w = [simd.splat(0.0); TILE];
+        for (v, w) in w.iter_mut().enumerate() {
+            // SAFETY: TILE vectors are within the slice just taken.
+            *w = unsafe { W::load(simd, weights.as_ptr().add(v * S::LANES)) };
+        }
         for (sums, x) in sums.iter_mut().zip(x) {
             let x = simd.splat(x[k]);
-            sums.iter_mut().zip(w).for_each(|(sum, w)| *sum = simd.mul_add(x, w, *sum));
+            for (sum, w) in sums.iter_mut().zip(w) {
+                *sum = simd.mul_add(x, w, *sum);
+            }
         }
     }
     for (sums, row) in sums.into_iter().zip(product) {

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use bytemuck::Pod;
 
-use super::ahead::Ahead;
+use super::ahead::{Ahead, prefetch};
 use super::rows::{Rows, Source};
 use super::{Kernel, Panel, ProductRow};
 use crate::backend::cpu::isa::{Simd, TILE, Task, Weight};
@@ -14,8 +14,8 @@ use crate::backend::cpu::isa::{Simd, TILE, Task, Weight};
 /// rows in the first-level cache.
 const K_BLOCK: usize = 1024;
 
-/// Steps along K between turns of fetching ahead.
-const STEPS_PER_TURN: usize = 8;
+/// Bytes along a weight row that are asked for before they are needed.
+const AHEAD: usize = 1024;
 
 /// Multiply and add along K.
 pub(in crate::backend::cpu) trait Dot: Copy + Send + Sync {
@@ -133,7 +133,31 @@ impl<D: Dot> Kernel for DotKernel<D> {
     fn multiply(self, packed: &[D::Input], panel: Panel<'_, D::Weight>, product: &mut [ProductRow], column: usize) {
         panel.check(product, column);
         assert!(packed.len() == self.packed_len(product.len(), panel.k), "packed rows fit the product");
-        self.0.vectorize(Multiply { dot: self.0, packed, panel, product, column });
+        let (k, groups) = (panel.k, panel.count.div_ceil(TILE));
+        let blocks = || (0..k).step_by(K_BLOCK).map(|start| start..k.min(start + K_BLOCK));
+        let product_rows = product.len();
+        let few = product_rows <= D::ROWS;
+        let mut ahead = match few {
+            true => Ahead::nothing(),
+            false => Ahead::new(panel.next, product.len().div_ceil(D::ROWS) * groups * k.div_ceil(K_BLOCK)),
+        };
+        let mut tile = |row: usize, groups: Range<usize>, block: Range<usize>| {
+            let product = &mut product[row..];
+            let rows = product.len().min(D::ROWS);
+            let packed = &packed[row * Self::stride(k)..(row + rows) * Self::stride(k)];
+            let product = &mut product[..rows];
+            let ahead = &mut ahead;
+            self.0.vectorize(RowTile { dot: self.0, packed, panel, product, column, groups, block, ahead });
+        };
+        // For few rows weight rows from end to end, as memory likes to be read; for many in blocks along K, so that a
+        // register tile's input rows stay in the first-level cache. The sums are the same.
+        if few {
+            (0..groups).for_each(|group| blocks().for_each(|block| tile(0, group..group + 1, block)));
+        } else {
+            blocks().for_each(|block| {
+                (0..product_rows).step_by(D::ROWS).for_each(|row| tile(row, 0..groups, block.clone()));
+            });
+        }
     }
 
     fn vectorize(self, task: impl Task) {
@@ -160,56 +184,56 @@ impl<D: Dot> Task for Pack<'_, '_, D> {
     }
 }
 
-struct Multiply<'a, D: Dot> {
+/// A register tile's rows times groups of the panel's weight rows, over a block of K.
+struct RowTile<'a, 'w, D: Dot> {
     dot: D,
     packed: &'a [D::Input],
-    panel: Panel<'a, D::Weight>,
+    panel: Panel<'w, D::Weight>,
     product: &'a mut [ProductRow],
     column: usize,
+    groups: Range<usize>,
+    block: Range<usize>,
+    ahead: &'a mut Ahead,
 }
 
-impl<D: Dot> Task for Multiply<'_, D> {
+impl<D: Dot> Task for RowTile<'_, '_, D> {
     #[inline(always)]
-    fn run(mut self) {
-        let tiles = self.product.len().div_ceil(D::ROWS) * self.panel.count.div_ceil(TILE);
-        let mut ahead = Ahead::new(self.panel.next, tiles * self.panel.k.div_ceil(D::STEP * STEPS_PER_TURN));
-        for start in (0..self.panel.k).step_by(K_BLOCK) {
-            let block = start..self.panel.k.min(start + K_BLOCK);
-            for row in (0..self.product.len()).step_by(D::ROWS) {
-                match self.product.len() - row {
-                    1 => self.row_tile::<1>(row, block.clone(), &mut ahead),
-                    2 => self.row_tile::<2>(row, block.clone(), &mut ahead),
-                    3 if D::ROWS >= 3 => self.row_tile::<3>(row, block.clone(), &mut ahead),
-                    4 if D::ROWS >= 6 => self.row_tile::<4>(row, block.clone(), &mut ahead),
-                    5 if D::ROWS >= 6 => self.row_tile::<5>(row, block.clone(), &mut ahead),
-                    _ if D::ROWS >= 6 => self.row_tile::<6>(row, block.clone(), &mut ahead),
-                    _ if D::ROWS >= 3 => self.row_tile::<3>(row, block.clone(), &mut ahead),
-                    _ => self.row_tile::<2>(row, block.clone(), &mut ahead),
-                }
-            }
+    fn run(self) {
+        match self.product.len() {
+            1 => self.tile::<1>(),
+            2 => self.tile::<2>(),
+            3 if D::ROWS >= 3 => self.tile::<3>(),
+            4 if D::ROWS >= 6 => self.tile::<4>(),
+            5 if D::ROWS >= 6 => self.tile::<5>(),
+            6 if D::ROWS >= 6 => self.tile::<6>(),
+            rows => unreachable!("{rows} rows in a register tile"),
         }
     }
 }
 
-impl<D: Dot> Multiply<'_, D> {
-    /// `ROWS` rows from `row` on times the whole panel, over a block of K.
+impl<D: Dot> RowTile<'_, '_, D> {
     #[inline(always)]
-    fn row_tile<const ROWS: usize>(&mut self, row: usize, block: Range<usize>, ahead: &mut Ahead) {
-        let Panel { k, first, count, .. } = self.panel;
-        let stride = DotKernel::<D>::stride(k);
-        let x = &self.packed[row * stride..(row + ROWS) * stride][block.start..];
-        for n in (0..count).step_by(TILE) {
-            let used = TILE.min(count - n);
+    fn tile<const ROWS: usize>(self) {
+        let Panel { matrix, k, first, count, .. } = self.panel;
+        let x = &self.packed[self.block.start..];
+        // Weight rows of a group lie apart: then each of several places is read on and on, which the hardware
+        // prefetches across the ends of rows.
+        let apart = count.div_ceil(TILE);
+        for group in self.groups {
             // Past the panel's end a row is computed again, and not used.
-            let weights = std::array::from_fn(|i| {
-                let at = (first + n + i.min(used - 1)) * k;
-                &self.panel.matrix[at + block.start..at + block.end]
-            });
-            let sums = register_tile::<D, ROWS>(self.dot, x, stride, weights, ahead);
-            for (row, sums) in self.product[row..row + ROWS].iter_mut().zip(sums) {
-                let columns = &mut row[self.column + n..self.column + n + used];
-                columns.iter_mut().zip(sums).for_each(|(column, sum)| *column += sum);
+            let row = |i: usize| {
+                let start = (first + (group + i * apart).min(count - 1)) * k;
+                &matrix[start + self.block.start..start + self.block.end]
+            };
+            let weights = [row(0), row(1), row(2), row(3)];
+            let sums = register_tile::<D, ROWS>(self.dot, x, DotKernel::<D>::stride(k), weights);
+            for (product, sums) in self.product.iter_mut().zip(sums) {
+                let columns = product[self.column + group..self.column + count].iter_mut().step_by(apart);
+                for (column, sum) in columns.zip(sums) {
+                    *column += sum;
+                }
             }
+            self.ahead.turn();
         }
     }
 }
@@ -221,28 +245,50 @@ fn register_tile<D: Dot, const ROWS: usize>(
     x: &[D::Input],
     stride: usize,
     weights: [&[D::Weight]; TILE],
-    ahead: &mut Ahead,
 ) -> [[f32; TILE]; ROWS] {
     let len = weights[0].len();
     let whole = len / D::STEP * D::STEP;
     assert!(weights.iter().all(|w| w.len() == len), "weight rows of one length");
     assert!(x.len() >= (ROWS - 1) * stride + len.next_multiple_of(D::STEP), "packed rows are padded to whole steps");
     let mut sums = [[dot.zero(); TILE]; ROWS];
-    for turn in (0..whole).step_by(D::STEP * STEPS_PER_TURN) {
-        for at in (turn..whole.min(turn + D::STEP * STEPS_PER_TURN)).step_by(D::STEP) {
-            // SAFETY: `at + STEP <= whole <= len`, the length of each weight row.
-            let w = std::array::from_fn(|i| unsafe { dot.weights(weights[i].as_ptr().add(at)) });
-            // SAFETY: asserted: row `r` has whole steps up to `len` from `r * stride` on.
-            unsafe { step::<D, ROWS>(dot, x.as_ptr().add(at), stride, w, &mut sums) };
+    for at in (0..whole).step_by(D::STEP) {
+        for row in weights {
+            prefetch(row.as_ptr().wrapping_add(at + AHEAD / size_of::<D::Weight>()).cast());
         }
-        ahead.turn();
+        // SAFETY: `at + STEP <= whole <= len`, the length of each weight row.
+        let w = unsafe { load(dot, weights, at) };
+        // SAFETY: asserted: row `r` has whole steps up to `len` from `r * stride` on.
+        unsafe { step::<D, ROWS>(dot, x.as_ptr().add(at), stride, w, &mut sums) };
     }
     if whole < len {
-        let tail = std::array::from_fn(|i| partial(dot, &weights[i][whole..]));
+        let [a, b, c, d] = weights;
+        let tail = [&a[whole..], &b[whole..], &c[whole..], &d[whole..]];
+        let tail = [partial(dot, tail[0]), partial(dot, tail[1]), partial(dot, tail[2]), partial(dot, tail[3])];
         // SAFETY: as above: the padding makes the last step whole.
         unsafe { step::<D, ROWS>(dot, x.as_ptr().add(whole), stride, tail, &mut sums) };
     }
-    sums.map(|sums| dot.sums(sums))
+    let mut totals = [[0.0; TILE]; ROWS];
+    for (total, sums) in totals.iter_mut().zip(sums) {
+        *total = dot.sums(sums);
+    }
+    totals
+}
+
+/// One step of weights of each row, from element `at` on.
+///
+/// # Safety
+/// `at + STEP` is within each row.
+#[inline(always)]
+unsafe fn load<D: Dot>(dot: D, [a, b, c, d]: [&[D::Weight]; TILE], at: usize) -> [D::Weights; TILE] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        [
+            dot.weights(a.as_ptr().add(at)),
+            dot.weights(b.as_ptr().add(at)),
+            dot.weights(c.as_ptr().add(at)),
+            dot.weights(d.as_ptr().add(at)),
+        ]
+    }
 }
 
 /// One step along K.

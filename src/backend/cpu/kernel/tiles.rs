@@ -7,7 +7,6 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::ahead::Ahead;
 use super::rows::{Rows, Source};
 use super::{Kernel, Panel, ProductRow};
 use crate::backend::cpu::isa::Task;
@@ -35,7 +34,7 @@ impl Kernel for TileKernel {
 
     const CHUNK: usize = 64;
     const MIN_WIDTH: usize = 64;
-    const CONTIGUOUS: bool = true;
+    const CONTIGUOUS: bool = false;
 
     fn packed_len(self, rows: usize, k: usize) -> usize {
         rows.next_multiple_of(columns(rows)) * k.next_multiple_of(DEPTH)
@@ -50,10 +49,8 @@ impl Kernel for TileKernel {
         assert!(packed.len() == self.packed_len(product.len(), panel.k), "packed rows fit the product");
         assert!(panel.n >= ROWS, "a tile of weight rows");
         let columns = columns(product.len());
-        let tiles = product.len().div_ceil(columns) * panel.count.div_ceil(ROWS);
-        let ahead = Ahead::new(panel.next, tiles * (panel.k / DEPTH));
         let configured = self.0.configure(columns);
-        self.0.vectorize(Multiply { amx: self.0, configured, columns, packed, panel, product, column, ahead });
+        self.0.vectorize(Multiply { amx: self.0, configured, columns, packed, panel, product, column });
     }
 
     fn vectorize(self, task: impl Task) {
@@ -113,76 +110,57 @@ struct Multiply<'a> {
     panel: Panel<'a, bf16>,
     product: &'a mut [ProductRow],
     column: usize,
-    ahead: Ahead,
 }
 
 impl Task for Multiply<'_> {
+    /// One pass over the weights for all rows, so that they are read as evenly as they are computed with.
     #[inline(always)]
     fn run(mut self) {
-        let runs = self.product.len().div_ceil(self.columns);
-        for run in (0..runs).step_by(2) {
-            if run + 1 < runs {
-                (0..self.panel.count).step_by(2 * ROWS).for_each(|n| self.two_by_two(run, n));
-            } else {
-                (0..self.panel.count).step_by(4 * ROWS).for_each(|n| self.four_by_one(run, n));
-            }
+        // Rows of a tile lie apart where they can: then each of 16 places is read on and on, which the hardware
+        // prefetches across the ends of rows.
+        let count = self.panel.count;
+        let apart = if count % ROWS == 0 { count / ROWS } else { 1 };
+        for i in 0..count.div_ceil(ROWS) {
+            let first = if apart > 1 { i } else { i * ROWS };
+            self.weight_rows(first, apart);
         }
     }
 }
 
 impl Multiply<'_> {
+    /// The panel's columns `first`, `first + apart`, …, 16 of them, times all rows.
     #[inline(always)]
-    fn four_by_one(&mut self, run: usize, n: usize) {
+    fn weight_rows(&mut self, first: usize, apart: usize) {
+        let Panel { matrix, k, n, .. } = self.panel;
+        let runs = self.product.len().div_ceil(self.columns);
+        // At the matrix's end from earlier rows on, which are computed again and not used.
+        let start = (self.panel.first + first).min(n - (ROWS - 1) * apart - 1);
+        let rows = &matrix[start * k..(start + (ROWS - 1) * apart + 1) * k];
+        let whole = k / DEPTH;
+        let weights = Weights { start: rows.as_ptr(), stride: apart * k * 2 };
+        let tail = self.tail(rows, apart);
         let mut sums = [[0.0; ROWS * ROWS]; 4];
-        let ahead = self.ahead.take(4);
-        let starts = self.starts::<4>(n);
-        let whole = self.panel.k / DEPTH;
-        let weights = self.weights(starts);
-        let inputs = self.inputs([run], 0);
-        // SAFETY: `weights` and `inputs` have `whole` steps, and inputs are as wide as configured.
-        unsafe { self.configured.multiply_4x1(weights, inputs, whole, &mut sums, ahead) };
-        if let Some(tail) = self.tail(starts) {
-            let inputs = self.inputs([run], whole);
-            // SAFETY: `tail` and the last step of `inputs` are one tile each.
-            unsafe { self.configured.multiply_4x1(tail_weights(&tail), inputs, 1, &mut sums, NOTHING) };
+        // SAFETY: `rows` holds 16 rows, `apart` apart, and `inputs` all steps of each run; both have `whole` steps,
+        // and `tail` and the last step of `inputs` are a tile each. Inputs are as wide as is configured.
+        unsafe {
+            if runs == 1 {
+                let [sum, ..] = &mut sums;
+                self.configured.multiply_1x1(weights, self.inputs([0], 0), whole, sum);
+                if let Some(tail) = tail {
+                    self.configured.multiply_1x1(tail_weights(&tail), self.inputs([0], whole), 1, sum);
+                }
+            } else {
+                let all = [0, 1, 2, 3].map(|run: usize| run.min(runs - 1));
+                self.configured.multiply_1x4(weights, self.inputs(all, 0), whole, &mut sums);
+                if let Some(tail) = tail {
+                    self.configured.multiply_1x4(tail_weights(&tail), self.inputs(all, whole), 1, &mut sums);
+                }
+            }
         }
-        for (i, sums) in sums.iter().enumerate() {
-            self.add(run, n + i * ROWS, sums);
+        for (run, sums) in sums.iter().enumerate().take(runs) {
+            let skip = self.panel.first + first - start;
+            self.add(run, first, apart, skip, sums);
         }
-    }
-
-    #[inline(always)]
-    fn two_by_two(&mut self, run: usize, n: usize) {
-        let mut sums = [[0.0; ROWS * ROWS]; 4];
-        let ahead = self.ahead.take(4);
-        let starts = self.starts::<2>(n);
-        let whole = self.panel.k / DEPTH;
-        let weights = self.weights(starts);
-        let inputs = self.inputs([run, run + 1], 0);
-        // SAFETY: as in `four_by_one`.
-        unsafe { self.configured.multiply_2x2(weights, inputs, whole, &mut sums, ahead) };
-        if let Some(tail) = self.tail(starts) {
-            let inputs = self.inputs([run, run + 1], whole);
-            // SAFETY: as in `four_by_one`.
-            unsafe { self.configured.multiply_2x2(tail_weights(&tail), inputs, 1, &mut sums, NOTHING) };
-        }
-        for (i, sums) in sums.iter().enumerate() {
-            self.add(run + i % 2, n + i / 2 * ROWS, sums);
-        }
-    }
-
-    /// The matrix rows at which tiles for the panel's columns from `n` on start: whole tiles, if need be from earlier
-    /// rows on.
-    #[inline(always)]
-    fn starts<const N: usize>(&self, n: usize) -> [usize; N] {
-        std::array::from_fn(|i| (self.panel.first + n + i * ROWS).min(self.panel.n - ROWS))
-    }
-
-    /// All whole steps of the tiles that start at these matrix rows.
-    #[inline(always)]
-    fn weights<const N: usize>(&self, starts: [usize; N]) -> Weights<N> {
-        let Panel { matrix, k, .. } = self.panel;
-        Weights { tiles: starts.map(|start| matrix[start * k..(start + ROWS) * k].as_ptr()), stride: k * 2 }
     }
 
     /// The packed runs from step `step` on.
@@ -191,56 +169,50 @@ impl Multiply<'_> {
         let len = self.columns * self.panel.k.next_multiple_of(DEPTH);
         let start = step * self.columns * DEPTH;
         Inputs {
-            tiles: runs.map(|run| self.packed[run * len..(run + 1) * len][start..].as_ptr()),
+            starts: runs.map(|run| self.packed[run * len..(run + 1) * len][start..].as_ptr()),
             stride: self.columns * 4,
         }
     }
 
-    /// What is left of the tiles after whole steps, filled up with zeros.
+    /// What is left of rows after whole steps, filled up with zeros.
     #[inline(always)]
-    fn tail<const N: usize>(&self, starts: [usize; N]) -> Option<[[[bf16; DEPTH]; ROWS]; N]> {
-        let Panel { matrix, k, .. } = self.panel;
+    fn tail(&self, rows: &[bf16], apart: usize) -> Option<[[bf16; DEPTH]; ROWS]> {
+        let k = self.panel.k;
         let whole = k / DEPTH * DEPTH;
         if whole == k {
             return None;
         }
-        let mut tiles = [[[bf16::ZERO; DEPTH]; ROWS]; N];
-        for (tile, start) in tiles.iter_mut().zip(starts) {
-            for (r, row) in tile.iter_mut().enumerate() {
-                row[..k - whole].copy_from_slice(&matrix[(start + r) * k + whole..(start + r + 1) * k]);
-            }
+        let mut tile = [[bf16::ZERO; DEPTH]; ROWS];
+        for (r, to) in tile.iter_mut().enumerate() {
+            to[..k - whole].copy_from_slice(&rows[r * apart * k..][whole..k]);
         }
-        Some(tiles)
+        Some(tile)
     }
 
-    /// Adds a C tile to the product: of run `run`, for the panel's columns from `n` on.
+    /// Adds a C tile to the product: of run `run`, for the panel's columns `first`, `first + apart`, …, of which the
+    /// tile has `skip` others before.
     #[inline(always)]
-    fn add(&mut self, run: usize, n: usize, sums: &Tile) {
-        let Panel { n: rows, first, count, .. } = self.panel;
-        if n >= count {
-            return;
-        }
+    fn add(&mut self, run: usize, first: usize, apart: usize, skip: usize, sums: &Tile) {
         let mut turned = [0.0; ROWS * ROWS];
         if self.columns == ROWS {
             self.amx.avx512bf16().avx512().transpose_tile(sums, &mut turned);
         } else {
             for (n, sums) in sums.chunks_exact(self.columns).take(ROWS).enumerate() {
-                sums.iter().enumerate().for_each(|(row, sum)| turned[row * ROWS + n] = *sum);
+                for (row, sum) in sums.iter().enumerate() {
+                    turned[row * ROWS + n] = *sum;
+                }
             }
         }
-        let skip = (first + n).saturating_sub(rows - ROWS);
-        let used = ROWS.min(count - n);
         let product = self.product.iter_mut().skip(run * self.columns).take(self.columns);
         for (row, sums) in product.zip(turned.chunks_exact(ROWS)) {
-            let columns = &mut row[self.column + n..self.column + n + used];
-            columns.iter_mut().zip(&sums[skip..]).for_each(|(column, sum)| *column += sum);
+            let columns = row[self.column + first..self.column + self.panel.count].iter_mut().step_by(apart);
+            for (column, sum) in columns.zip(&sums[skip..]) {
+                *column += sum;
+            }
         }
     }
 }
 
-/// No cache line to ask for.
-const NOTHING: (*const u8, usize) = (std::ptr::null(), 0);
-
-fn tail_weights<const N: usize>(tail: &[[[bf16; DEPTH]; ROWS]; N]) -> Weights<N> {
-    Weights { tiles: std::array::from_fn(|i| tail[i].as_ptr().cast()), stride: DEPTH * 2 }
+fn tail_weights(tail: &[[bf16; DEPTH]; ROWS]) -> Weights {
+    Weights { start: tail.as_ptr().cast(), stride: DEPTH * 2 }
 }
