@@ -119,7 +119,7 @@ impl Task for Multiply<'_> {
         // Rows of a tile lie apart where they can: then each of 16 places is read on and on, which the hardware
         // prefetches across the ends of rows.
         let count = self.panel.count;
-        let apart = if count % ROWS == 0 { count / ROWS } else { 1 };
+        let apart = if count.is_multiple_of(ROWS) { count / ROWS } else { 1 };
         for i in 0..count.div_ceil(ROWS) {
             let first = if apart > 1 { i } else { i * ROWS };
             self.weight_rows(first, apart);
