@@ -7,7 +7,7 @@ use super::epilogue::{Block, finish};
 use super::isa::{Isa, Simd, Task};
 use super::kernel::broadcast::BroadcastKernel;
 use super::kernel::dot::{DotKernel, Widen};
-use super::kernel::rows::Rows;
+use super::kernel::rows::{Lines, Rows};
 use super::kernel::{Kernel, MAX_CHUNK, Panel, ProductRow, WIDTH};
 use super::pool::{Pool, Shared};
 use super::scratch::{Chunk, Group, Scratch};
@@ -40,6 +40,7 @@ pub(super) fn grouped_gemm(cpu: &Cpu, args: GroupedGemmArgs<'_>) -> Result<()> {
         expert_offsets,
         bias: args.bias.map(|bias| host::slice("bias", bias)).transpose()?,
         epilogue: args.epilogue,
+        batch_invariant: args.batch_invariant,
     };
     let weight = Floats::new("weight", args.weight)?;
     let mut output = args.output;
@@ -51,8 +52,8 @@ pub(super) fn grouped_gemm(cpu: &Cpu, args: GroupedGemmArgs<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A grouped GEMM whose arguments are checked, contents included. Every result is a sum over k in a fixed order, so
-/// `batch_invariant` asks for nothing more.
+/// A grouped GEMM whose arguments are checked, contents included. Every result is a sum over k in a fixed order; it
+/// depends on other rows only in whether a kernel that rounds its input may.
 #[derive(Debug)]
 pub(super) struct Gemm<'a> {
     pub(super) pool: &'a Pool,
@@ -61,6 +62,8 @@ pub(super) struct Gemm<'a> {
     pub(super) expert_offsets: &'a [u32],
     pub(super) bias: Option<&'a [f32]>,
     pub(super) epilogue: Epilogue,
+    /// Whether a row's result must not depend on how many rows there are.
+    pub(super) batch_invariant: bool,
 }
 
 impl Gemm<'_> {
@@ -134,7 +137,7 @@ impl Gemm<'_> {
         let mut next = 0;
         let used = self.expert_offsets.last().map_or(0, |&rows| rows as usize);
         while next < used {
-            next = scratch.plan(kernel, self.expert_offsets, next, self.rows.k());
+            next = scratch.plan(kernel, self, next);
             let Scratch { chunks, groups, packed, packed_len } = scratch;
             let packed = &mut bytemuck::cast_slice_mut(packed)[..*packed_len];
             let pass = Pass { gemm: self, kernel, weight, output: &output, chunks, groups };
@@ -165,10 +168,11 @@ impl<K: Kernel> Pass<'_, K> {
         let packed = Shared::new(packed);
         let pack = |i: usize| {
             let chunk = &self.chunks[i];
-            let len = self.kernel.packed_len(chunk.rows.len(), k);
+            let len = self.kernel.packed_len(chunk.packed_rows(), k);
             // SAFETY: chunks are packed one after the other: their ranges do not overlap.
             let packed = unsafe { packed.range(chunk.packed..chunk.packed + len) };
-            self.kernel.pack(&self.gemm.rows, chunk.rows.clone(), packed);
+            let lines = Lines { rows: &self.gemm.rows, range: chunk.rows.clone(), split: chunk.split };
+            self.kernel.pack(lines, packed);
         };
         if rows.saturating_mul(k) <= SMALL {
             (0..self.chunks.len()).for_each(pack);
@@ -195,7 +199,7 @@ impl<K: Kernel> Pass<'_, K> {
             let (group, block) = nth(i);
             let next = if i + 1 < tasks { self.first_run(nth(i + 1)) } else { &[] };
             let chunks = &self.chunks[group.chunks.clone()];
-            if chunks.iter().all(|chunk| chunk.rows.len() <= FEW) {
+            if chunks.iter().all(|chunk| chunk.packed_rows() <= FEW) {
                 self.block::<FEW>(packed, group, &block, next);
             } else {
                 self.block::<MAX_CHUNK>(packed, group, &block, next);
@@ -229,7 +233,7 @@ impl<K: Kernel> Pass<'_, K> {
         let matrix = &self.weight[expert * n * k..(expert + 1) * n * k];
         let mut products = Products([[0.0; WIDTH]; ROWS]);
         for (i, chunk) in self.chunks[group.chunks.clone()].iter().enumerate() {
-            let products = &mut products.0[..chunk.rows.len()];
+            let mut products = &mut products.0[..chunk.packed_rows()];
             if i > 0 {
                 products.fill([0.0; WIDTH]);
             }
@@ -243,6 +247,11 @@ impl<K: Kernel> Pass<'_, K> {
                 };
                 let panel = Panel { matrix, n, k, first, count: block.run_len, next };
                 self.kernel.multiply(packed, panel, products, column);
+            }
+            if chunk.split {
+                let (rounded, rest) = products.split_at_mut(chunk.rows.len());
+                rounded.as_flattened_mut().iter_mut().zip(rest.as_flattened()).for_each(|(sum, rest)| *sum += rest);
+                products = rounded;
             }
             let bias = bias.map(|bias| &bias[expert * n..(expert + 1) * n]);
             let row = chunk.rows.start;

@@ -18,6 +18,7 @@ pub(super) fn router_logits(cpu: &Cpu, args: RouterLogitsArgs<'_>) -> Result<()>
         expert_offsets: &[0, rows],
         bias: args.bias.map(|bias| host::slice("bias", bias)).transpose()?,
         epilogue: Epilogue::None,
+        batch_invariant: true,
     };
     let weight = Floats::new("weight", args.weight)?;
     let mut output = args.output;

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::grouped_gemm::Gemm;
 use super::kernel::Kernel;
 
 /// Bytes of packed rows in one pass over the experts, beyond which there is another.
@@ -9,6 +10,11 @@ const PACKED_BYTES: usize = 128 << 20;
 
 /// Rows of one expert in a task, beyond which there is another: so that threads share an expert that has most rows.
 const GROUP_ROWS: usize = 512;
+
+/// Rows of an expert up to which a kernel that rounds rows to bf16 takes what it rounds away as rows of their own. So
+/// few are waited for in memory anyway, and have few neighbours for errors to average out with. Twice as many are a
+/// register tile.
+const SPLIT_ROWS: usize = 3;
 
 /// How a pass is cut, and its packed rows.
 #[derive(Debug, Default)]
@@ -24,8 +30,17 @@ pub(super) struct Scratch {
 #[derive(Clone, Debug)]
 pub(super) struct Chunk {
     pub(super) rows: Range<usize>,
+    /// Whether they are packed as [`Lines`](super::kernel::rows::Lines) that are split.
+    pub(super) split: bool,
     /// Where its packed rows start.
     pub(super) packed: usize,
+}
+
+impl Chunk {
+    /// How many rows are packed for it.
+    pub(super) fn packed_rows(&self) -> usize {
+        self.rows.len() << u8::from(self.split)
+    }
 }
 
 /// Chunks of one expert that are one task for each block of columns.
@@ -42,20 +57,20 @@ pub(super) struct CacheLine([u8; 64]);
 
 impl Scratch {
     /// Cuts the rows from `start` on into chunks and groups, as many as fit a pass; returns where the next pass starts.
-    pub(super) fn plan<K: Kernel>(&mut self, kernel: K, expert_offsets: &[u32], start: usize, k: usize) -> usize {
+    pub(super) fn plan<K: Kernel>(&mut self, kernel: K, gemm: &Gemm<'_>, start: usize) -> usize {
         self.chunks.clear();
         self.groups.clear();
         self.packed_len = 0;
         let limit = PACKED_BYTES / size_of::<K::Packed>();
         let mut end = start;
-        for (expert, rows) in expert_offsets.windows(2).enumerate() {
+        for (expert, rows) in gemm.expert_offsets.windows(2).enumerate() {
             let rows = (rows[0] as usize).max(start)..rows[1] as usize;
             for group in pieces(rows, GROUP_ROWS) {
                 if self.packed_len >= limit {
                     break;
                 }
                 end = group.end;
-                self.group(kernel, expert, group, k);
+                self.group(kernel, gemm, expert, group);
             }
         }
         let bytes = self.packed_len * size_of::<K::Packed>();
@@ -66,11 +81,14 @@ impl Scratch {
         end
     }
 
-    fn group<K: Kernel>(&mut self, kernel: K, expert: usize, rows: Range<usize>, k: usize) {
+    fn group<K: Kernel>(&mut self, kernel: K, gemm: &Gemm<'_>, expert: usize, rows: Range<usize>) {
         let first = self.chunks.len();
-        for rows in pieces(rows, K::CHUNK) {
-            let len = kernel.packed_len(rows.len(), k);
-            self.chunks.push(Chunk { rows, packed: self.packed_len });
+        // Whether rows are split must not depend on how many there are where results must not.
+        let split = K::ROUNDS && (gemm.batch_invariant || rows.len() <= SPLIT_ROWS);
+        for rows in pieces(rows, if split { K::CHUNK / 2 } else { K::CHUNK }) {
+            let chunk = Chunk { rows, split, packed: self.packed_len };
+            let len = kernel.packed_len(chunk.packed_rows(), gemm.rows.k());
+            self.chunks.push(chunk);
             // Each chunk on a cache line of its own.
             self.packed_len = (self.packed_len + len).next_multiple_of(size_of::<CacheLine>());
         }

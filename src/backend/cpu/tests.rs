@@ -243,6 +243,19 @@ fn every_shape() {
     }
 }
 
+/// Where a kernel rounds its input to bf16, few rows are multiplied with what the rounding takes away too.
+#[test]
+fn few_rows_lose_nothing_to_rounding() {
+    for device in devices() {
+        for (n, k) in [(40, 72), (17, 33), (130, 1100)] {
+            let case = Case { weight: DType::BF16, ..Case::new(&[1, 3, 0, 2], n, k) };
+            let (output, expected) = case.run(&device, 5);
+            let distance = distance(&output, &expected);
+            assert!(distance <= 3e-5, "{device}: {distance:e} for {case:?}");
+        }
+    }
+}
+
 #[test]
 fn every_epilogue() {
     let gated = ACTIVATIONS

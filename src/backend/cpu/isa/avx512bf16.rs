@@ -39,6 +39,7 @@ impl Dot for Avx512Bf16 {
 
     const STEP: usize = 32;
     const ROWS: usize = Avx512::ROWS;
+    const ROUNDS: bool = true;
 
     #[inline(always)]
     fn vectorize(self, task: impl Task) {

@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::rows::Rows;
+use super::rows::Lines;
 use super::{Kernel, Panel, ProductRow, WIDTH};
 use crate::backend::cpu::isa::{MAX_LANES, Simd, TILE, Task, Weight};
 
@@ -27,13 +27,14 @@ impl<S: Simd, W: Weight> Kernel for BroadcastKernel<S, W> {
     const CHUNK: usize = 48;
     const MIN_WIDTH: usize = 64;
     const CONTIGUOUS: bool = false;
+    const ROUNDS: bool = false;
 
     fn packed_len(self, rows: usize, k: usize) -> usize {
         rows * k
     }
 
-    fn pack(self, rows: &Rows<'_>, range: Range<usize>, packed: &mut [f32]) {
-        self.0.vectorize(Pack { rows, range, packed });
+    fn pack(self, lines: Lines<'_, '_>, packed: &mut [f32]) {
+        self.0.vectorize(Pack { lines, packed });
     }
 
     fn multiply(self, packed: &[f32], panel: Panel<'_, W>, product: &mut [ProductRow], column: usize) {
@@ -48,16 +49,16 @@ impl<S: Simd, W: Weight> Kernel for BroadcastKernel<S, W> {
 }
 
 struct Pack<'a, 'r> {
-    rows: &'a Rows<'r>,
-    range: Range<usize>,
+    lines: Lines<'a, 'r>,
     packed: &'a mut [f32],
 }
 
 impl Task for Pack<'_, '_> {
     #[inline(always)]
     fn run(self) {
-        for (row, packed) in self.range.zip(self.packed.chunks_exact_mut(self.rows.k().max(1))) {
-            self.rows.read_f32(self.rows.source(row), 0, packed);
+        let rows = self.lines.rows;
+        for (i, packed) in (0..self.lines.len()).zip(self.packed.chunks_exact_mut(rows.k().max(1))) {
+            rows.read_f32(self.lines.source(i), 0, packed);
         }
     }
 }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use bytemuck::Pod;
 
 use super::ahead::{Ahead, prefetch};
-use super::rows::{Rows, Source};
+use super::rows::{Lines, Rows, Source};
 use super::{Kernel, Panel, ProductRow};
 use crate::backend::cpu::isa::{Simd, TILE, Task, Weight};
 
@@ -30,6 +30,8 @@ pub(in crate::backend::cpu) trait Dot: Copy + Send + Sync {
     const STEP: usize;
     /// Input rows in a register tile.
     const ROWS: usize;
+    /// Whether [`Dot::read`] rounds to bf16.
+    const ROUNDS: bool;
 
     fn vectorize(self, task: impl Task);
     fn zero(self) -> Self::Vector;
@@ -64,6 +66,7 @@ impl<S: Simd, W: Weight> Dot for Widen<S, W> {
 
     const STEP: usize = S::LANES;
     const ROWS: usize = S::ROWS;
+    const ROUNDS: bool = false;
 
     #[inline(always)]
     fn vectorize(self, task: impl Task) {
@@ -121,13 +124,14 @@ impl<D: Dot> Kernel for DotKernel<D> {
     const CHUNK: usize = 48;
     const MIN_WIDTH: usize = 16;
     const CONTIGUOUS: bool = true;
+    const ROUNDS: bool = D::ROUNDS;
 
     fn packed_len(self, rows: usize, k: usize) -> usize {
         rows * Self::stride(k)
     }
 
-    fn pack(self, rows: &Rows<'_>, range: Range<usize>, packed: &mut [D::Input]) {
-        self.0.vectorize(Pack { dot: self.0, rows, range, packed });
+    fn pack(self, lines: Lines<'_, '_>, packed: &mut [D::Input]) {
+        self.0.vectorize(Pack { dot: self.0, lines, packed });
     }
 
     fn multiply(self, packed: &[D::Input], panel: Panel<'_, D::Weight>, product: &mut [ProductRow], column: usize) {
@@ -167,18 +171,18 @@ impl<D: Dot> Kernel for DotKernel<D> {
 
 struct Pack<'a, 'r, D: Dot> {
     dot: D,
-    rows: &'a Rows<'r>,
-    range: Range<usize>,
+    lines: Lines<'a, 'r>,
     packed: &'a mut [D::Input],
 }
 
 impl<D: Dot> Task for Pack<'_, '_, D> {
     #[inline(always)]
     fn run(self) {
-        let k = self.rows.k();
-        for (row, packed) in self.range.zip(self.packed.chunks_exact_mut(DotKernel::<D>::stride(k))) {
-            let (used, padding) = packed.split_at_mut(k);
-            self.dot.read(self.rows, self.rows.source(row), used);
+        let rows = self.lines.rows;
+        let stride = DotKernel::<D>::stride(rows.k());
+        for (i, packed) in (0..self.lines.len()).zip(self.packed.chunks_exact_mut(stride)) {
+            let (used, padding) = packed.split_at_mut(rows.k());
+            self.dot.read(rows, self.lines.source(i), used);
             padding.fill(bytemuck::Zeroable::zeroed());
         }
     }

@@ -7,12 +7,10 @@ pub(super) mod rows;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod tiles;
 
-use std::ops::Range;
-
 use bytemuck::Pod;
 
 use super::isa::{Task, Weight};
-use rows::Rows;
+use rows::Lines;
 
 /// The most rows that a kernel takes at a time.
 pub(super) const MAX_CHUNK: usize = 64;
@@ -41,11 +39,14 @@ pub(super) trait Kernel: Copy + Send + Sync {
     /// Whether a panel's weights lie one after the other.
     const CONTIGUOUS: bool;
 
+    /// Whether packing rounds rows to bf16.
+    const ROUNDS: bool;
+
     /// The length of `rows` packed rows.
     fn packed_len(self, rows: usize, k: usize) -> usize;
 
     /// Packs up to [`Kernel::CHUNK`] rows into `packed`, which is [`Kernel::packed_len`] long.
-    fn pack(self, rows: &Rows<'_>, range: Range<usize>, packed: &mut [Self::Packed]);
+    fn pack(self, lines: Lines<'_, '_>, packed: &mut [Self::Packed]);
 
     /// Adds the product of packed rows and a panel to `product`, from its column `column` on.
     fn multiply(

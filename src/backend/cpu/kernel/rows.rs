@@ -1,5 +1,7 @@
 //! The rows of a grouped GEMM's input: found through the plan, gathered, scaled.
 
+use std::ops::Range;
+
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
 
@@ -21,6 +23,32 @@ pub(in crate::backend::cpu) struct Rows<'a> {
 pub(in crate::backend::cpu) struct Source {
     start: usize,
     factor: f32,
+    /// Not the elements rounded to bf16, but what the rounding takes away, rounded.
+    rest: bool,
+}
+
+/// Rows to be packed: a range, or, where the kernel rounds to bf16 and there is time to lose nothing by it, the range
+/// rounded and then the rest of each: twice as many rows, whose products are added up.
+#[derive(Clone, Debug)]
+pub(in crate::backend::cpu) struct Lines<'a, 'r> {
+    pub(in crate::backend::cpu) rows: &'a Rows<'r>,
+    pub(in crate::backend::cpu) range: Range<usize>,
+    pub(in crate::backend::cpu) split: bool,
+}
+
+impl Lines<'_, '_> {
+    /// Packed rows.
+    pub(in crate::backend::cpu) fn len(&self) -> usize {
+        self.range.len() << u8::from(self.split)
+    }
+
+    /// Where to read the `i`th of them.
+    #[inline(always)]
+    pub(in crate::backend::cpu) fn source(&self, i: usize) -> Source {
+        let rest = i >= self.range.len();
+        let row = self.range.start + if rest { i - self.range.len() } else { i };
+        Source { rest, ..self.rows.source(row) }
+    }
 }
 
 #[derive(Debug)]
@@ -55,13 +83,12 @@ impl<'a> Rows<'a> {
         self.k
     }
 
-    /// Where to read row `row`.
     #[inline(always)]
-    pub(in crate::backend::cpu) fn source(&self, row: usize) -> Source {
-        let Some(gather) = &self.gather else { return Source { start: row * self.k, factor: 1.0 } };
+    fn source(&self, row: usize) -> Source {
+        let Some(gather) = &self.gather else { return Source { start: row * self.k, factor: 1.0, rest: false } };
         let slot = gather.permuted_idx[row] as usize;
         let factor = gather.slot_scale.map_or(1.0, |scale| scale[slot]);
-        Source { start: gather.tokens.token(slot) * self.k, factor }
+        Source { start: gather.tokens.token(slot) * self.k, factor, rest: false }
     }
 
     /// A row's elements from `start` on, scaled.
@@ -79,7 +106,7 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// As [`Rows::read_f32`], rounded to bf16.
+    /// As [`Rows::read_f32`], rounded to bf16; or the rest.
     #[inline(always)]
     pub(in crate::backend::cpu) fn read_bf16(&self, source: Source, start: usize, to: &mut [bf16]) {
         const STEP: usize = 32;
@@ -87,6 +114,9 @@ impl<'a> Rows<'a> {
         for (i, to) in to.chunks_mut(STEP).enumerate() {
             let wide = &mut wide[..to.len()];
             self.read_f32(source, start + i * STEP, wide);
+            if source.rest {
+                wide.iter_mut().for_each(|x| *x = rest(*x));
+            }
             to.iter_mut().zip(&*wide).for_each(|(to, x)| *to = narrow(*x));
         }
     }
@@ -106,9 +136,25 @@ fn narrow(x: f32) -> bf16 {
     bf16::from_bits(if x.is_nan() { (bits >> 16) | 0x40 } else { rounded } as u16)
 }
 
+/// What rounding to bf16 takes away; nothing where that is not a number.
+#[inline(always)]
+fn rest(x: f32) -> f32 {
+    let rest = x - widen(narrow(x));
+    if rest.is_finite() { rest } else { 0.0 }
+}
+
 #[cfg(test)]
 mod tests {
     use half::bf16;
+
+    #[test]
+    fn a_split_loses_little_and_keeps_what_is_not_finite() {
+        for x in [1.0f32, 1.2345678, -7.654321e-3, 3e38, 0.0] {
+            let sum = super::widen(super::narrow(x)) + super::widen(super::narrow(super::rest(x)));
+            assert!((sum - x).abs() <= x.abs() * 2f32.powi(-16), "{x}: {sum}");
+        }
+        assert_eq!((super::rest(f32::INFINITY), super::rest(f32::NAN), super::rest(f32::MAX)), (0.0, 0.0, 0.0));
+    }
 
     #[test]
     fn rounds_as_half_does() {

@@ -3,11 +3,9 @@
 //! Sixteen weight rows are an A tile as they lie in memory. Input rows, rounded to bf16, are packed into B tiles: pairs
 //! of elements of up to 16 rows side by side. So C tiles come out as columns × rows, and are turned on their way out.
 
-use std::ops::Range;
-
 use half::bf16;
 
-use super::rows::{Rows, Source};
+use super::rows::{Lines, Source};
 use super::{Kernel, Panel, ProductRow};
 use crate::backend::cpu::isa::Task;
 use crate::backend::cpu::isa::amx::{Amx, Configured, DEPTH, Inputs, ROWS, Tile, Weights};
@@ -35,13 +33,14 @@ impl Kernel for TileKernel {
     const CHUNK: usize = 64;
     const MIN_WIDTH: usize = 64;
     const CONTIGUOUS: bool = false;
+    const ROUNDS: bool = true;
 
     fn packed_len(self, rows: usize, k: usize) -> usize {
         rows.next_multiple_of(columns(rows)) * k.next_multiple_of(DEPTH)
     }
 
-    fn pack(self, rows: &Rows<'_>, range: Range<usize>, packed: &mut [bf16]) {
-        self.0.vectorize(Pack { amx: self.0, rows, range, packed });
+    fn pack(self, lines: Lines<'_, '_>, packed: &mut [bf16]) {
+        self.0.vectorize(Pack { amx: self.0, lines, packed });
     }
 
     fn multiply(self, packed: &[bf16], panel: Panel<'_, bf16>, product: &mut [ProductRow], column: usize) {
@@ -60,26 +59,26 @@ impl Kernel for TileKernel {
 
 struct Pack<'a, 'r> {
     amx: Amx,
-    rows: &'a Rows<'r>,
-    range: Range<usize>,
+    lines: Lines<'a, 'r>,
     packed: &'a mut [bf16],
 }
 
 impl Task for Pack<'_, '_> {
     #[inline(always)]
     fn run(self) {
-        let columns = columns(self.range.len());
-        let k = self.rows.k();
+        let len = self.lines.len();
+        let columns = columns(len);
+        let k = self.lines.rows.k();
         let run = columns * k.next_multiple_of(DEPTH);
-        for (start, packed) in self.range.clone().step_by(columns).zip(self.packed.chunks_exact_mut(run.max(1))) {
-            let used = columns.min(self.range.end - start);
+        for (start, packed) in (0..len).step_by(columns).zip(self.packed.chunks_exact_mut(run.max(1))) {
+            let used = columns.min(len - start);
             let mut sources = [Source::default(); ROWS];
-            sources[..used].iter_mut().enumerate().for_each(|(i, source)| *source = self.rows.source(start + i));
+            sources[..used].iter_mut().enumerate().for_each(|(i, source)| *source = self.lines.source(start + i));
             for (step, tile) in packed.chunks_exact_mut(columns * DEPTH).enumerate() {
                 let mut rows = [[bf16::ZERO; DEPTH]; ROWS];
                 let depth = DEPTH.min(k - step * DEPTH);
                 for (row, source) in rows.iter_mut().zip(&sources[..used]) {
-                    self.rows.read_bf16(*source, step * DEPTH, &mut row[..depth]);
+                    self.lines.rows.read_bf16(*source, step * DEPTH, &mut row[..depth]);
                 }
                 interleave(self.amx, &rows, columns, tile);
             }
