@@ -10,6 +10,8 @@ use crate::tensor::{DType, DeviceBuffer, HostBytes, Shape, Storage, TensorView, 
 pub mod cpu;
 mod host;
 mod reference;
+#[cfg(feature = "wgpu")]
+pub mod wgpu;
 
 /// What a backend has to do. One value is one device.
 ///
@@ -21,6 +23,11 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
 
     /// The device in its own words, with what was chosen for it.
     fn device_name(&self) -> String;
+
+    /// Whether the device is emulated on the CPU, so that the CPU backend is the better choice.
+    fn is_emulated(&self) -> bool {
+        false
+    }
 
     /// Whether tensors lie in host memory.
     fn is_host(&self) -> bool;
@@ -122,6 +129,10 @@ impl Device {
         let mut skipped = Vec::new();
         for found in Self::all() {
             match found {
+                Ok(device) if device.backend().is_emulated() => {
+                    let reason = format!("{device} is emulated on the CPU");
+                    skipped.push(Error::Unavailable { backend: device.name(), reason });
+                }
                 Ok(device) => return Discovery { device, skipped },
                 Err(reason) => skipped.push(reason),
             }
@@ -138,7 +149,7 @@ impl Device {
             "auto" => Ok(Self::auto()),
             "cpu" => Ok(Self::new(cpu::Cpu::builder().build()?)),
             "reference" => Ok(Self::reference()),
-            "wgpu" => Err(Error::Unavailable { backend: "wgpu", reason: "not in this build".into() }),
+            "wgpu" => wgpu_device(),
             "cuda" => Err(Error::Unavailable { backend: "cuda", reason: "not in this build".into() }),
             other => Err(Error::invalid("backend", "auto, reference, cpu, wgpu or cuda", other)),
         }
@@ -173,6 +184,16 @@ impl fmt::Debug for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Device({self})")
     }
+}
+
+#[cfg(feature = "wgpu")]
+fn wgpu_device() -> Result<Device> {
+    wgpu::WgpuDevice::open().map(Device::new)
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn wgpu_device() -> Result<Device> {
+    Err(Error::Unavailable { backend: "wgpu", reason: "not in this build".into() })
 }
 
 /// Memory for the backends that compute in host memory.

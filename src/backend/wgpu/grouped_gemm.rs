@@ -1,0 +1,232 @@
+//! `grouped_gemm` on wgpu.
+
+use super::bind::{Bound, BoundExperts, check_disjoint, count, dtype_constant};
+use super::device::WgpuDevice;
+use super::kernel::{
+    COOPERATIVE, COOPERATIVE_HALF, Constants, GROUPED_GEMM, GROUPED_GEMM_HALF, Kernel, MATVEC, MATVEC_HALF,
+    MATVEC_HALF_SUBGROUP, MATVEC_SUBGROUP,
+};
+use super::params::GroupedGemmParams;
+use super::queue::Launch;
+use super::tile::{GemmPath, GemmShape, WorkgroupLimits, choose};
+use crate::config::{Activation, GateUpLayout, WeightLayout};
+use crate::error::Result;
+use crate::ops::{Epilogue, GroupedGemmArgs, InputRows};
+use crate::plan::Slots;
+use crate::tensor::{DType, TensorView};
+
+/// The tensors of a call as bindings, but for the weights.
+struct Bindings<'a> {
+    input: Bound<'a>,
+    permuted_idx: Bound<'a>,
+    slot_tokens: Bound<'a>,
+    slot_scale: Bound<'a>,
+    expert_offsets: Bound<'a>,
+    bias: Bound<'a>,
+    output: Bound<'a>,
+}
+
+/// [`InputRows`] taken apart.
+#[derive(Clone, Copy, Default)]
+struct Rows<'a> {
+    mode: u32,
+    top_k: usize,
+    permuted_idx: Option<TensorView<'a>>,
+    slot_tokens: Option<TensorView<'a>>,
+    slot_scale: Option<TensorView<'a>>,
+}
+
+impl<'a> Rows<'a> {
+    fn of(rows: InputRows<'a>) -> Self {
+        let InputRows::Gathered { permuted_idx, slots, slot_scale } = rows else { return Self::default() };
+        let (mode, top_k, slot_tokens) = match slots {
+            Slots::PerToken { top_k } => (1, top_k, None),
+            Slots::Ragged { slot_tokens, .. } => (2, 0, Some(slot_tokens)),
+        };
+        Self { mode, top_k, permuted_idx: Some(permuted_idx), slot_tokens, slot_scale }
+    }
+}
+
+pub(super) fn grouped_gemm(device: &WgpuDevice, args: GroupedGemmArgs<'_>) -> Result<()> {
+    let [rows, n_out] = [args.output.dims()[0], args.output.dims()[1]];
+    let [num_experts, k] = [args.weight.dims()[0], args.input.dims()[1]];
+    let n = args.weight.dims()[if args.weight_layout == WeightLayout::Nk { 1 } else { 2 }];
+    let gather = Rows::of(args.rows);
+    let bindings = Bindings {
+        input: device.bind_tensor("input", args.input)?,
+        permuted_idx: device.bind_optional("permuted_idx", gather.permuted_idx)?,
+        slot_tokens: device.bind_optional("slot_tokens", gather.slot_tokens)?,
+        slot_scale: device.bind_optional("slot_scale", gather.slot_scale)?,
+        expert_offsets: device.bind_optional("expert_offsets", args.expert_offsets)?,
+        bias: device.bind_optional("bias", args.bias)?,
+        output: device.bind_tensor("output", args.output.as_view())?,
+    };
+    let (activation_alpha, activation_limit) = match args.epilogue {
+        Epilogue::Activation(Activation::ClampedSwiglu { alpha, limit })
+        | Epilogue::Gated { activation: Activation::ClampedSwiglu { alpha, limit }, .. } => (alpha, limit),
+        _ => (0.0, 0.0),
+    };
+    let params = GroupedGemmParams {
+        num_rows: count("rows", rows)?,
+        n: count("N", n)?,
+        k: count("K", k)?,
+        n_out: count("N", n_out)?,
+        top_k: count("top_k", gather.top_k)?,
+        activation_alpha,
+        activation_limit,
+        input_at: bindings.input.at,
+        permuted_idx_at: bindings.permuted_idx.at,
+        slot_tokens_at: bindings.slot_tokens.at,
+        slot_scale_at: bindings.slot_scale.at,
+        expert_offsets_at: bindings.expert_offsets.at,
+        bias_at: bindings.bias.at,
+        output_at: bindings.output.at,
+        ..Default::default()
+    };
+    let path = choose(&shape(&args, num_experts), workgroup_limits(device));
+    for part in device.bind_experts("weight", args.weight)? {
+        let inputs = [
+            &bindings.input,
+            &bindings.permuted_idx,
+            &bindings.slot_tokens,
+            &bindings.slot_scale,
+            &bindings.expert_offsets,
+            &bindings.bias,
+            &part.weight,
+        ];
+        check_disjoint(&bindings.output, &inputs)?;
+        launch(device, &args, &bindings, params, part, path)?;
+    }
+    Ok(())
+}
+
+fn shape(args: &GroupedGemmArgs<'_>, num_experts: usize) -> GemmShape {
+    let rows = args.output.dims()[0];
+    let max_rows_per_expert = match args.rows {
+        // A token goes to an expert at most once.
+        InputRows::Gathered { .. } => rows.min(args.input.dims()[0]),
+        InputRows::Same => rows,
+    };
+    let f16 = args.weight.dtype() == DType::F16;
+    GemmShape { rows, max_rows_per_expert, num_experts, batch_invariant: args.batch_invariant, f16 }
+}
+
+fn workgroup_limits(device: &WgpuDevice) -> WorkgroupLimits {
+    WorkgroupLimits {
+        lanes: device.limits.max_compute_invocations_per_workgroup,
+        memory: device.limits.max_compute_workgroup_storage_size,
+        matrix_units: device.matrix_units,
+    }
+}
+
+/// One launch: the experts whose weights are in one binding.
+fn launch(
+    device: &WgpuDevice,
+    args: &GroupedGemmArgs<'_>,
+    bindings: &Bindings<'_>,
+    params: GroupedGemmParams,
+    part: BoundExperts<'_>,
+    path: GemmPath,
+) -> Result<()> {
+    let mut constants = constants(args, &params, &part);
+    let params = GroupedGemmParams {
+        first_expert: part.experts.start,
+        num_experts: part.experts.len() as u32,
+        weight_at: part.weight.at,
+        ..params
+    };
+    let kn = args.weight_layout == WeightLayout::Kn;
+    let columns = |columns: u32| {
+        // With a gate, two columns of the product make one of the output.
+        let gated = matches!(args.epilogue, Epilogue::Gated { .. });
+        params.n_out.div_ceil(if gated { columns / 2 } else { columns })
+    };
+    // As many as there can be, however the rows are spread over the experts.
+    let row_tiles = |tile_m: u32| if params.num_rows == 0 { 0 } else { params.num_rows / tile_m + params.num_experts };
+    let (entry, workgroups) = match path {
+        GemmPath::Matvec { rows } => {
+            constants.push(("ROWS_AT_ONCE", rows));
+            (if kn { "main_kn" } else { "main" }, [columns(if kn { 64 } else { 8 }), params.num_rows])
+        }
+        GemmPath::Tiled(tile) => {
+            constants.extend([("TILE_M", tile.m), ("TILE_N", tile.n), ("LANES", tile.lanes)]);
+            ("main", [columns(tile.n), row_tiles(tile.m)])
+        }
+        GemmPath::Cooperative => ("main", [columns(64), row_tiles(64)]),
+    };
+    let max = device.limits.max_compute_workgroups_per_dimension;
+    device.launch(Launch {
+        kernel: kernel(device, path, args.output.dtype()),
+        entry,
+        constants,
+        params: bytemuck::bytes_of(&params),
+        bindings: &[
+            bindings.input.binding.clone(),
+            bindings.permuted_idx.binding.clone(),
+            bindings.slot_tokens.binding.clone(),
+            bindings.slot_scale.binding.clone(),
+            bindings.expert_offsets.binding.clone(),
+            part.weight.binding,
+            bindings.bias.binding.clone(),
+            bindings.output.binding.clone(),
+        ],
+        // Along y, workgroups take every so many-th piece of work where a grid has not enough of them.
+        workgroups: [workgroups[0], workgroups[1].min(max), 1],
+    })
+}
+
+fn kernel(device: &WgpuDevice, path: GemmPath, output: DType) -> &'static Kernel {
+    match (path, output) {
+        (GemmPath::Tiled(_), DType::F32) => &GROUPED_GEMM,
+        (GemmPath::Tiled(_), _) => &GROUPED_GEMM_HALF,
+        (GemmPath::Cooperative, DType::F32) => &COOPERATIVE,
+        (GemmPath::Cooperative, _) => &COOPERATIVE_HALF,
+        (GemmPath::Matvec { .. }, DType::F32) => device.with_subgroups(&MATVEC, &MATVEC_SUBGROUP),
+        (GemmPath::Matvec { .. }, _) => device.with_subgroups(&MATVEC_HALF, &MATVEC_HALF_SUBGROUP),
+    }
+}
+
+fn constants(args: &GroupedGemmArgs<'_>, params: &GroupedGemmParams, part: &BoundExperts<'_>) -> Constants {
+    let kn = args.weight_layout == WeightLayout::Kn;
+    let quads = |sizes: &[u32]| u32::from(sizes.iter().all(|size| size.is_multiple_of(4)));
+    let (activation, gate) = match args.epilogue {
+        Epilogue::None => (0, 0),
+        Epilogue::Activation(activation) => (activation_constant(activation), 0),
+        Epilogue::Gated { activation, layout } => (activation_constant(activation), gate_constant(layout)),
+    };
+    // Matrices are whole quads where their rows are; a gate's half of a row has to be, too.
+    let row = if kn { if gate == 0 { params.n } else { params.n_out } } else { params.k };
+    vec![
+        ("INPUT_DTYPE", dtype_constant(args.input.dtype())),
+        ("WEIGHT_DTYPE", dtype_constant(args.weight.dtype())),
+        ("OUTPUT_DTYPE", dtype_constant(args.output.dtype())),
+        ("ROWS", Rows::of(args.rows).mode),
+        ("HAS_SLOT_SCALE", matches!(args.rows, InputRows::Gathered { slot_scale: Some(_), .. }).into()),
+        ("HAS_EXPERT_OFFSETS", args.expert_offsets.is_some().into()),
+        ("HAS_BIAS", args.bias.is_some().into()),
+        ("KN", kn.into()),
+        ("INPUT_QUADS", quads(&[params.k, params.input_at])),
+        ("WEIGHT_QUADS", quads(&[row, part.weight.at])),
+        ("GATE", gate),
+        ("ACTIVATION", activation),
+    ]
+}
+
+fn activation_constant(activation: Activation) -> u32 {
+    match activation {
+        Activation::Silu => 1,
+        Activation::Gelu => 2,
+        Activation::GeluTanh => 3,
+        Activation::Relu => 4,
+        Activation::ReluSquared => 5,
+        Activation::ClampedSwiglu { .. } => 6,
+    }
+}
+
+fn gate_constant(layout: GateUpLayout) -> u32 {
+    match layout {
+        GateUpLayout::GateThenUp => 1,
+        GateUpLayout::UpThenGate => 2,
+        GateUpLayout::Interleaved => 3,
+    }
+}
