@@ -36,3 +36,8 @@ pub use layer::MoeLayer;
 pub use tensor::{DType, Tensor, TensorView, TensorViewMut};
 pub use weights::MoeWeights;
 pub use workspace::Workspace;
+
+/// The README's example, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
