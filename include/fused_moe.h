@@ -85,9 +85,9 @@ typedef struct FusedMoeRouter {
     struct FusedMoeTensor weight;
     // [R, H], optional: a hidden layer before the logits.
     struct FusedMoeTensor hidden;
-    // [E] f32, optional: added to the logits.
+    // `[E]` f32, optional: added to the logits.
     struct FusedMoeTensor bias;
-    // [E] f32, optional: added to the scores to choose by.
+    // `[E]` f32, optional: added to the scores to choose by.
     struct FusedMoeTensor selection_bias;
 } FusedMoeRouter;
 

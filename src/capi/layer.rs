@@ -39,9 +39,9 @@ pub struct FusedMoeRouter {
     pub weight: FusedMoeTensor,
     /// [R, H], optional: a hidden layer before the logits.
     pub hidden: FusedMoeTensor,
-    /// [E] f32, optional: added to the logits.
+    /// `[E]` f32, optional: added to the logits.
     pub bias: FusedMoeTensor,
-    /// [E] f32, optional: added to the scores to choose by.
+    /// `[E]` f32, optional: added to the scores to choose by.
     pub selection_bias: FusedMoeTensor,
 }
 
