@@ -54,20 +54,24 @@ def main():
 def measure(options):
     about = describe(options)
     print("\n".join(about), file=sys.stderr)
+    path = options.record / options.machine / f"{datetime.date.today().isoformat()}.csv"
     rows = []
     for preset in options.presets.split(","):
         for dtype in options.dtypes.split(","):
             rows += measure_layer(options, preset, dtype)
-    date = datetime.date.today().isoformat()
-    path = options.record / options.machine / f"{date}.csv"
+            # What is measured is on disk, whatever comes after it.
+            write_record(path, about, rows)
+    print(f"written: {path}", file=sys.stderr)
+    print_table(read_record(path))
+
+
+def write_record(path, about, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         file.writelines(f"# {line}\n" for line in about)
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    print(f"written: {path}", file=sys.stderr)
-    print_table(read_record(path))
 
 
 def measure_layer(options, preset, dtype):
