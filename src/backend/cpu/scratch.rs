@@ -16,6 +16,10 @@ const GROUP_ROWS: usize = 512;
 /// register tile.
 const SPLIT_ROWS: usize = 3;
 
+/// Elements of a matrix up to which such a kernel always does so: the time is nothing, and few columns average out as
+/// little as few rows do.
+const SPLIT_MATRIX: usize = 1 << 16;
+
 /// How a pass is cut, and its packed rows.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
@@ -84,7 +88,8 @@ impl Scratch {
     fn group<K: Kernel>(&mut self, kernel: K, gemm: &Gemm<'_>, expert: usize, rows: Range<usize>) {
         let first = self.chunks.len();
         // Whether rows are split must not depend on how many there are where results must not.
-        let split = K::ROUNDS && (gemm.batch_invariant || rows.len() <= SPLIT_ROWS);
+        let few = rows.len() <= SPLIT_ROWS || gemm.n.saturating_mul(gemm.rows.k()) <= SPLIT_MATRIX;
+        let split = K::ROUNDS && (gemm.batch_invariant || few);
         for rows in pieces(rows, if split { K::CHUNK / 2 } else { K::CHUNK }) {
             let chunk = Chunk { rows, split, packed: self.packed_len };
             let len = kernel.packed_len(chunk.packed_rows(), gemm.rows.k());
