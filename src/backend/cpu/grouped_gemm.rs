@@ -250,7 +250,9 @@ impl<K: Kernel> Pass<'_, K> {
             }
             if chunk.split {
                 let (rounded, rest) = products.split_at_mut(chunk.rows.len());
-                rounded.as_flattened_mut().iter_mut().zip(rest.as_flattened()).for_each(|(sum, rest)| *sum += rest);
+                // An infinite weight is in the rounded product; times a rest it would be anything.
+                let pairs = rounded.as_flattened_mut().iter_mut().zip(rest.as_flattened());
+                pairs.for_each(|(sum, &rest)| *sum += if rest.is_finite() { rest } else { 0.0 });
                 products = rounded;
             }
             let bias = bias.map(|bias| &bias[expert * n..(expert + 1) * n]);
