@@ -52,29 +52,37 @@ fn proc_value(path: &str, key: &str) -> Option<String> {
     Some(line.split_once(':')?.1.trim().to_owned())
 }
 
-/// Floor of decode: bytes per second at which all threads together only read `memory`, best of five passes.
+/// Floor of decode: bytes per second at which all threads together only read `memory`, the best of three passes with
+/// each number of streams per thread. One stream does not keep enough cache lines in flight to fill a memory bus.
 pub fn read_bandwidth(memory: &[&[u8]]) -> f64 {
-    let chunks: Vec<&[u64]> = memory.iter().flat_map(|part| part.chunks(4 << 20)).map(words).collect();
-    let bytes: usize = chunks.iter().map(|chunk| size_of_val(*chunk)).sum();
-    let pass = || {
+    let chunks: Vec<&[u64]> = memory.iter().flat_map(|part| part.chunks(8 << 20)).map(words).collect();
+    let pass = |streams: usize| {
         let start = Instant::now();
-        black_box(chunks.par_iter().map(|chunk| sum(chunk)).reduce(|| 0, u64::wrapping_add));
+        let sums = chunks.par_iter().map(|chunk| sum(chunk, streams));
+        let (bytes, sum) = sums.reduce(|| (0, 0), |a, b| (a.0 + b.0, a.1.wrapping_add(b.1)));
+        black_box(sum);
         bytes as f64 / start.elapsed().as_secs_f64()
     };
-    (0..5).map(|_| pass()).fold(0.0, f64::max)
+    [1, 4, 8, 16].into_iter().flat_map(|streams| [streams; 3]).map(pass).fold(0.0, f64::max)
 }
 
 fn words(bytes: &[u8]) -> &[u64] {
     bytemuck::cast_slice(&bytes[..bytes.len() / 8 * 8])
 }
 
-/// Sums eight lanes apart, which compilers make vector loads of.
-fn sum(words: &[u64]) -> u64 {
-    let mut lanes = [0u64; 32];
-    for chunk in words.chunks_exact(32) {
-        lanes.iter_mut().zip(chunk).for_each(|(lane, word)| *lane = lane.wrapping_add(*word));
+/// Bytes read and their sum: `words` cut into `streams` parts that are read side by side, a cache line of each in turn.
+fn sum(words: &[u64], streams: usize) -> (usize, u64) {
+    const LINE: usize = 8;
+    let lines = words.len() / LINE / streams;
+    let parts: Vec<&[u64]> = words.chunks_exact((lines * LINE).max(1)).take(streams).collect();
+    let mut lanes = [0u64; LINE];
+    for line in 0..lines {
+        for part in &parts {
+            let line = &part[line * LINE..][..LINE];
+            lanes.iter_mut().zip(line).for_each(|(lane, word)| *lane = lane.wrapping_add(*word));
+        }
     }
-    lanes.into_iter().fold(0, u64::wrapping_add)
+    (lines * LINE * streams * size_of::<u64>(), lanes.into_iter().fold(0, u64::wrapping_add))
 }
 
 /// Floor of prefill in f32: operations per second of a dense product of `n`³ in the `gemm` crate, best of five.
