@@ -84,15 +84,18 @@ proptest! {
         prop_assert!(routed.figures.tokens_per_expert.iter().all(|&n| n as usize <= limit));
     }
 
-    /// A dropped slot's expert is full; with room for all, nothing is dropped.
+    /// Whoever could have taken a dropped slot is full: its expert, or with overflow all that the token does not hold.
     #[test]
     fn nothing_is_dropped_needlessly(case in capacity_case()) {
         let routed = route(&case);
         let free = route(&Case { config: RouterConfig { capacity: None, ..case.config.clone() }, ..case.clone() });
         let limit = limit_of(&case);
-        for (slot, (&id, &wanted)) in routed.ids.iter().zip(&free.ids).enumerate() {
-            if id == MASKED {
-                prop_assert_eq!(routed.figures.tokens_per_expert[wanted as usize] as usize, limit, "slot {}", slot);
+        let next_best = case.config.capacity.is_some_and(|capacity| capacity.overflow == Overflow::NextBest);
+        for (slot, _) in routed.ids.iter().enumerate().filter(|&(_, &id)| id == MASKED) {
+            let (held, _) = routed.token(slot / case.config.top_k);
+            let could_take = |&e: &u32| if next_best { !held.contains(&e) } else { e == free.ids[slot] };
+            for e in (0..case.num_choices as u32).filter(could_take) {
+                prop_assert_eq!(routed.figures.tokens_per_expert[e as usize] as usize, limit, "slot {} expert {}", slot, e);
             }
         }
     }
