@@ -8,6 +8,8 @@ use crate::ops::{CombineArgs, GroupedGemmArgs, JitterArgs, PermuteArgs, RouteArg
 use crate::tensor::{DType, DeviceBuffer, HostBytes, Shape, Storage, TensorView, TensorViewMut};
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod host;
 mod reference;
 #[cfg(feature = "wgpu")]

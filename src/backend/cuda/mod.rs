@@ -1,0 +1,181 @@
+//! The CUDA backend: kernels in CUDA C++ (`kernels/cuda`), compiled by nvcc when the crate is built.
+//!
+//! All launches of a device go to one stream, and nothing comes back to the host between the steps of a layer. Memory,
+//! modules and launches go through [`driver::Driver`], so that tests run this very code on an emulated device.
+
+#![allow(dead_code, reason = "the launches and the driver that use the rest are on their way")]
+
+mod combine;
+pub mod driver;
+mod grouped_gemm;
+mod images;
+mod memory;
+mod permute;
+mod queue;
+mod route;
+mod router_logits;
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::{Arc, Mutex};
+
+pub use memory::{Borrowed, CudaBuffer};
+
+use self::driver::{Driver, StreamHandle};
+use self::queue::{Queue, Scratch};
+use super::Backend;
+use crate::error::{Error, Result};
+use crate::ops::{CombineArgs, GroupedGemmArgs, PermuteArgs, RouteArgs, RouterLogitsArgs};
+use crate::tensor::{DType, DeviceBuffer, Shape, Storage, TensorView, TensorViewMut};
+
+const NAME: &str = "cuda";
+
+/// A CUDA device and the stream that its work goes to.
+pub struct Cuda {
+    driver: Arc<dyn Driver>,
+    stream: StreamHandle,
+    scratch: Mutex<Scratch>,
+}
+
+impl fmt::Debug for Cuda {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Cuda({:?}, {:?})", self.driver, self.stream)
+    }
+}
+
+impl Cuda {
+    /// A device of any driver: the way in for tests, which bring one that executes kernels on the CPU.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if this build has no kernels, or the device is older than they are.
+    pub fn new(driver: Arc<dyn Driver>) -> Result<Self> {
+        if let Some(reason) = images::ABSENT {
+            return Err(unavailable(reason));
+        }
+        check_capability(&*driver)?;
+        let stream = driver.stream();
+        Ok(Self { driver, stream, scratch: Mutex::new(Scratch::Owned(None)) })
+    }
+
+    /// An engine's memory as memory for tensors ([`TensorView::from_device`]); no copy.
+    ///
+    /// # Safety
+    /// `bytes` bytes from `address` on are memory of this device, for as long as `'a`; what else uses them is ordered
+    /// against this device's stream by the caller.
+    pub unsafe fn wrap<'a>(&self, address: u64, bytes: usize) -> Borrowed<'a> {
+        // SAFETY: the caller's promise.
+        let buffer = unsafe { CudaBuffer::borrowed(&self.driver, address, bytes) };
+        Borrowed { buffer, lifetime: PhantomData }
+    }
+
+    /// The stream that the work of this device goes to.
+    pub fn stream(&self) -> StreamHandle {
+        self.stream
+    }
+
+    fn queue(&self) -> Queue<'_> {
+        Queue::new(&self.driver, self.stream, &self.scratch)
+    }
+}
+
+/// The kernels' architectures begin with sm_80.
+fn check_capability(driver: &dyn Driver) -> Result<()> {
+    match driver.compute_capability() {
+        (8.., _) => Ok(()),
+        (major, minor) => {
+            let name = driver.device_name();
+            Err(unavailable(format!("{name} is sm_{major}{minor}, kernels are for sm_80 and newer")))
+        }
+    }
+}
+
+fn unavailable(reason: impl Into<String>) -> Error {
+    Error::Unavailable { backend: NAME, reason: reason.into() }
+}
+
+impl Backend for Cuda {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn device_name(&self) -> String {
+        let (major, minor) = self.driver.compute_capability();
+        format!("{}, sm_{major}{minor}", self.driver.device_name())
+    }
+
+    fn is_emulated(&self) -> bool {
+        self.driver.is_emulated()
+    }
+
+    fn is_host(&self) -> bool {
+        false
+    }
+
+    fn owns(&self, buffer: &dyn DeviceBuffer) -> bool {
+        buffer.as_any().downcast_ref::<CudaBuffer>().is_some_and(|buffer| buffer.is_of(&self.driver))
+    }
+
+    fn alloc(&self, _: DType, _: Shape, bytes: usize) -> Result<Storage> {
+        let buffer = CudaBuffer::alloc(&self.driver, bytes)?;
+        if bytes > 0 {
+            // SAFETY: the memory is new, and this big.
+            unsafe { self.driver.zero(buffer.address(), bytes, self.stream) }?;
+        }
+        Ok(Storage::Device(Box::new(buffer)))
+    }
+
+    fn write(&self, mut target: TensorViewMut<'_>, source: &[u8]) -> Result<()> {
+        let address = memory::address_mut(&mut target)?;
+        let expected = target.shape().numel() * target.dtype().size();
+        if source.len() != expected {
+            return Err(Error::invalid("source", format!("{expected} bytes"), source.len()));
+        }
+        if source.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: the tensor's memory, lent to be written; `address_mut` checked that it ends in its buffer.
+        unsafe { self.driver.copy_to_device(address, source, self.stream) }
+    }
+
+    fn read(&self, source: TensorView<'_>, target: &mut [u8]) -> Result<()> {
+        let address = memory::address(source)?;
+        let expected = source.shape().numel() * source.dtype().size();
+        if target.len() != expected {
+            return Err(Error::invalid("target", format!("{expected} bytes"), target.len()));
+        }
+        if target.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: the tensor's memory, zeroed when it was made; `address` checked that it ends in its buffer.
+        unsafe { self.driver.copy_to_host(address, target, self.stream) }
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.driver.synchronize(self.stream)
+    }
+
+    /// The weights' type: tensor cores multiply nothing else with it.
+    fn intermediate_dtype(&self, weight: DType) -> DType {
+        weight
+    }
+
+    fn router_logits(&self, args: RouterLogitsArgs<'_>) -> Result<()> {
+        router_logits::router_logits(&mut self.queue(), args)
+    }
+
+    fn route(&self, args: RouteArgs<'_>) -> Result<()> {
+        route::route(&mut self.queue(), args)
+    }
+
+    fn permute(&self, args: PermuteArgs<'_>) -> Result<()> {
+        permute::permute(&mut self.queue(), args)
+    }
+
+    fn grouped_gemm(&self, args: GroupedGemmArgs<'_>) -> Result<()> {
+        grouped_gemm::grouped_gemm(&mut self.queue(), args)
+    }
+
+    fn combine(&self, args: CombineArgs<'_>) -> Result<()> {
+        combine::combine(&mut self.queue(), args)
+    }
+}
