@@ -7,11 +7,14 @@ use crate::ops::{
     CombineArgs, Epilogue, Expect, GroupedGemmArgs, InputRows, JitterArgs, PermuteArgs, RouteArgs, RouteInputs,
     RouterLogitsArgs, SharedOutput, ZeroExperts, combine, grouped_gemm, jitter, permute, route, router_logits,
 };
+pub use crate::plan::Routing;
 use crate::plan::{PermutePlan, PermutePlanMut, Slots};
 use crate::routing::{Noise, NoiseKind, WeightsOn};
 use crate::tensor::{AsView, DType, FLOATS, Shape, Tensor, TensorView, TensorViewMut};
 use crate::weights::{ExpertWeights, MoeWeights, RouterWeights, view};
-use crate::workspace::{ExpertBuffers, LatentBuffers, PlanBuffers, RoutingBuffers, SharedBuffers, Workspace};
+use crate::workspace::{
+    ExpertBuffers, LatentBuffers, PlanBuffers, RaggedBuffers, RoutingBuffers, SharedBuffers, Workspace,
+};
 
 /// How a layer runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,25 +32,6 @@ pub struct MoeLayer<T = Tensor> {
     config: MoeConfig,
     weights: MoeWeights<T>,
     options: LayerOptions,
-}
-
-/// Which experts each token goes to, by the layer's router or by the caller.
-#[derive(Clone, Copy, Debug)]
-pub struct Routing<'a> {
-    /// `[T, k]` or `[S]` u32.
-    pub topk_ids: TensorView<'a>,
-    /// `[T, k]` or `[S]` f32.
-    pub topk_weights: TensorView<'a>,
-    /// How slots belong to tokens.
-    pub slots: Slots<'a>,
-}
-
-impl<'a> Routing<'a> {
-    /// Of `[T, k]` ids and weights.
-    pub fn per_token(topk_ids: TensorView<'a>, topk_weights: TensorView<'a>) -> Self {
-        let top_k = topk_ids.dims().last().copied().unwrap_or(0);
-        Self { topk_ids, topk_weights, slots: Slots::PerToken { top_k } }
-    }
 }
 
 /// The parts of a workspace behind the router.
@@ -139,6 +123,29 @@ impl<T: AsView> MoeLayer<T> {
         self.experts(hidden_states, routing, output, buffers)
     }
 
+    /// As [`MoeLayer::forward_with`], with the router's logits made by the caller: `[T, E]` f32. The rule that chooses by
+    /// them is the layer's.
+    ///
+    /// # Errors
+    /// As [`MoeLayer::forward`].
+    pub fn forward_logits(
+        &self,
+        hidden_states: TensorView<'_>,
+        router_logits: TensorView<'_>,
+        inputs: RouteInputs<'_>,
+        output: TensorViewMut<'_>,
+        workspace: &mut Workspace,
+    ) -> Result<()> {
+        let num_tokens = self.check_call(hidden_states, output.as_view(), workspace)?;
+        let shape = [num_tokens, self.config.router.num_logits(self.config.num_experts)];
+        Expect::on(&self.device).tensor("router_logits", router_logits, shape, &[DType::F32])?;
+        let Workspace { routing, plan, routed, shared, latent, .. } = workspace;
+        let RoutingBuffers { topk_ids, topk_weights, ragged, .. } = routing;
+        let routing = self.choose(router_logits, inputs, topk_ids, topk_weights, ragged.as_mut())?;
+        let buffers = Buffers { plan, routed, shared: shared.as_mut(), latent: latent.as_mut() };
+        self.experts(hidden_states, routing, output, buffers)
+    }
+
     /// As [`MoeLayer::forward`], with the routing made by the caller. Ids of no expert (`u32::MAX`, say) add nothing.
     ///
     /// # Errors
@@ -204,11 +211,7 @@ impl<T: AsView> MoeLayer<T> {
         })?;
         let config = &self.config.router;
         let num_tokens = hidden_states.dims()[0];
-        let num_choices = config.num_choices(self.config.num_experts);
         let logits_shape = [num_tokens, config.num_logits(self.config.num_experts)];
-        let num_slots = config
-            .num_slots(num_tokens, num_choices)
-            .ok_or_else(|| Error::invalid("hidden_states", "slots that fit usize", num_tokens))?;
         let RoutingBuffers { router_hidden, router_logits: logits, topk_ids, topk_weights, ragged, jittered } = buffers;
         let hidden_states = self.jittered(hidden_states, jittered.as_mut())?;
         let input = self.router_input(hidden_states, router, router_hidden.as_mut())?;
@@ -222,13 +225,30 @@ impl<T: AsView> MoeLayer<T> {
                 output: logits.prefix_mut(logits_shape)?,
             },
         )?;
+        self.choose(logits.prefix(logits_shape), inputs, topk_ids, topk_weights, ragged.as_mut())
+    }
+
+    /// router_logits → topk_ids, topk_weights.
+    fn choose<'b>(
+        &self,
+        router_logits: TensorView<'_>,
+        inputs: RouteInputs<'_>,
+        topk_ids: &'b mut Tensor,
+        topk_weights: &'b mut Tensor,
+        mut ragged: Option<&'b mut RaggedBuffers>,
+    ) -> Result<Routing<'b>> {
+        let config = &self.config.router;
+        let num_tokens = router_logits.dims()[0];
+        let num_slots = config
+            .num_slots(num_tokens, config.num_choices(self.config.num_experts))
+            .ok_or_else(|| Error::invalid("hidden_states", "slots that fit usize", num_tokens))?;
         let ids_shape: Shape = if ragged.is_some() { [num_slots].into() } else { [num_tokens, config.top_k].into() };
         route(
             &self.device,
             RouteArgs {
                 config,
-                router_logits: logits.prefix(logits_shape),
-                selection_bias: view(&router.selection_bias),
+                router_logits,
+                selection_bias: self.weights.router.as_ref().and_then(|router| view(&router.selection_bias)),
                 inputs,
                 topk_ids: topk_ids.prefix_mut(ids_shape)?,
                 topk_weights: topk_weights.prefix_mut(ids_shape)?,

@@ -19,6 +19,25 @@ pub enum Slots<'a> {
     },
 }
 
+/// Which experts each token goes to, by the layer's router or by the caller.
+#[derive(Clone, Copy, Debug)]
+pub struct Routing<'a> {
+    /// `[T, k]` or `[S]` u32.
+    pub topk_ids: TensorView<'a>,
+    /// `[T, k]` or `[S]` f32.
+    pub topk_weights: TensorView<'a>,
+    /// How slots belong to tokens.
+    pub slots: Slots<'a>,
+}
+
+impl<'a> Routing<'a> {
+    /// Of `[T, k]` ids and weights.
+    pub fn per_token(topk_ids: TensorView<'a>, topk_weights: TensorView<'a>) -> Self {
+        let top_k = topk_ids.dims().last().copied().unwrap_or(0);
+        Self { topk_ids, topk_weights, slots: Slots::PerToken { top_k } }
+    }
+}
+
 /// A stable permutation of slots into rows sorted by expert, on a device.
 ///
 /// A *slot* is a (token, choice) pair; a *row* is a position in the expert-sorted buffer. Slots with an id of no

@@ -152,7 +152,7 @@ impl Device {
             "cpu" => Ok(Self::new(cpu::Cpu::builder().build()?)),
             "reference" => Ok(Self::reference()),
             "wgpu" => wgpu_device(),
-            "cuda" => Err(Error::Unavailable { backend: "cuda", reason: "not in this build".into() }),
+            "cuda" => cuda_device(),
             other => Err(Error::invalid("backend", "auto, reference, cpu, wgpu or cuda", other)),
         }
     }
@@ -196,6 +196,16 @@ fn wgpu_device() -> Result<Device> {
 #[cfg(not(feature = "wgpu"))]
 fn wgpu_device() -> Result<Device> {
     Err(Error::Unavailable { backend: "wgpu", reason: "not in this build".into() })
+}
+
+#[cfg(feature = "cuda")]
+fn cuda_device() -> Result<Device> {
+    cuda::best()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda_device() -> Result<Device> {
+    Err(Error::Unavailable { backend: "cuda", reason: "not in this build".into() })
 }
 
 /// Memory for the backends that compute in host memory.

@@ -85,7 +85,7 @@ impl Shape {
         self.dims().iter().product()
     }
 
-    pub(super) fn byte_len(&self, dtype: DType) -> Result<usize> {
+    pub(crate) fn byte_len(&self, dtype: DType) -> Result<usize> {
         self.checked_numel()
             .and_then(|n| n.checked_mul(dtype.size()))
             .filter(|&n| isize::try_from(n).is_ok())

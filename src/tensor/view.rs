@@ -104,6 +104,12 @@ impl<'a> TensorView<'a> {
         Ok(Self { data: Data::Device { buffer, byte_offset }, dtype, shape })
     }
 
+    /// As [`TensorView::from_device`] from the buffer's start, of a size that was checked when the buffer was made.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn of_checked(buffer: &'a dyn DeviceBuffer, dtype: DType, shape: Shape) -> Self {
+        Self { data: Data::Device { buffer, byte_offset: 0 }, dtype, shape }
+    }
+
     /// The element type.
     pub fn dtype(&self) -> DType {
         self.dtype
@@ -238,6 +244,12 @@ impl<'a> TensorViewMut<'a> {
             DataMut::Device { buffer, byte_offset } => Data::Device { buffer: *buffer, byte_offset: *byte_offset },
         };
         TensorView { data, dtype: self.dtype, shape: self.shape }
+    }
+
+    /// As [`TensorViewMut::from_device`] from the buffer's start, of a size that was checked when the buffer was made.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn of_checked(buffer: &'a dyn DeviceBuffer, dtype: DType, shape: Shape) -> Self {
+        Self { data: DataMut::Device { buffer, byte_offset: 0 }, dtype, shape }
     }
 
     /// The element type.

@@ -214,6 +214,59 @@ unsafe impl Driver for Vm {
     }
 }
 
+/// A GPU that is too old.
+#[derive(Debug)]
+pub struct Old;
+
+fn too_old<T>() -> Result<T> {
+    Err(unsupported("anything on sm_75".into()))
+}
+
+// SAFETY: it does nothing.
+unsafe impl Driver for Old {
+    fn device_name(&self) -> String {
+        "an old GPU".into()
+    }
+
+    fn compute_capability(&self) -> (u32, u32) {
+        (7, 5)
+    }
+
+    fn num_sms(&self) -> u32 {
+        1
+    }
+
+    fn stream(&self) -> StreamHandle {
+        StreamHandle::PER_THREAD
+    }
+
+    fn alloc(&self, _: usize) -> Result<u64> {
+        too_old()
+    }
+
+    unsafe fn free(&self, _: u64) {}
+
+    unsafe fn zero(&self, _: u64, _: usize, _: StreamHandle) -> Result<()> {
+        too_old()
+    }
+
+    unsafe fn copy_to_device(&self, _: u64, _: &[u8], _: StreamHandle) -> Result<()> {
+        too_old()
+    }
+
+    unsafe fn copy_to_host(&self, _: u64, _: &mut [u8], _: StreamHandle) -> Result<()> {
+        too_old()
+    }
+
+    unsafe fn launch(&self, _: Kernel, _: LaunchConfig, _: &[u8], _: StreamHandle) -> Result<()> {
+        too_old()
+    }
+
+    fn synchronize(&self, _: StreamHandle) -> Result<()> {
+        too_old()
+    }
+}
+
 /// The CUDA backend on an emulated device.
 ///
 /// # Errors

@@ -3,6 +3,9 @@
 //! With the experts' weights in f32 the output has to agree with transformers' own to 1e-5. In bf16 and f16 it has to
 //! agree with the oracle on the same rounded weights to 5e-3, and with transformers' as well as rounding allows.
 
+#[cfg(feature = "cuda")]
+#[path = "../cuda_vm/mod.rs"]
+mod cuda_vm;
 mod fixture;
 mod oracle;
 
@@ -35,7 +38,19 @@ fn run(layer: &MoeLayer, hidden_states: &[f32]) -> fused_moe::Result<(Vec<f64>, 
     Ok((output, routing.topk_ids.to_vec(device)?, routing.topk_weights.to_vec(device)?))
 }
 
-/// The oracle's device, and those of the backends that are there; `FUSED_MOE_REQUIRE=cpu,...` names some that must be.
+/// The CUDA backend on an emulated device, where the build has kernels.
+#[cfg(feature = "cuda")]
+fn emulated() -> Option<Device> {
+    cuda_vm::device().map_err(|reason| println!("skipped: ptx-vm: {reason}")).ok()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn emulated() -> Option<Device> {
+    None
+}
+
+/// The oracle's device, an emulated one, and those of the backends that are there; `FUSED_MOE_REQUIRE=cpu,...` names some
+/// that must be.
 fn devices() -> Vec<Device> {
     let required = std::env::var("FUSED_MOE_REQUIRE").unwrap_or_default();
     let present = Device::all().into_iter().filter_map(|device| match device {
@@ -47,7 +62,9 @@ fn devices() -> Vec<Device> {
         }
         Err(other) => panic!("{other}"),
     });
-    std::iter::once(Device::reference()).chain(present).collect()
+    let emulated = emulated();
+    assert!(emulated.is_some() || !required.split(',').any(|name| name == "ptx-vm"), "ptx-vm is required");
+    std::iter::once(Device::reference()).chain(present).chain(emulated).collect()
 }
 
 fn check(name: &str) {

@@ -1,7 +1,6 @@
 //! Device memory as tensors have it.
 
 use std::any::Any;
-use std::marker::PhantomData;
 use std::sync::Arc;
 
 use super::driver::Driver;
@@ -28,7 +27,7 @@ impl CudaBuffer {
     /// Memory that is someone else's.
     ///
     /// # Safety
-    /// See [`Cuda::wrap`](super::Cuda::wrap).
+    /// The bytes are memory of the driver's device for as long as the value and views of it are used.
     pub(super) unsafe fn borrowed(driver: &Arc<dyn Driver>, address: u64, bytes: usize) -> Self {
         Self { driver: Arc::clone(driver), address, bytes, owned: false }
     }
@@ -74,13 +73,6 @@ impl DeviceBuffer for CudaBuffer {
     fn as_any(&self) -> &dyn Any {
         self
     }
-}
-
-/// Memory of an engine, with the time for which the engine lends it.
-#[derive(Debug)]
-pub struct Borrowed<'a> {
-    pub(super) buffer: CudaBuffer,
-    pub(super) lifetime: PhantomData<&'a ()>,
 }
 
 /// The device address of a tensor's first element.

@@ -5,22 +5,30 @@
 
 #![allow(dead_code, reason = "the launches and the driver that use the rest are on their way")]
 
+mod arena;
 mod combine;
+mod device;
 pub mod driver;
 mod grouped_gemm;
 mod images;
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod libcuda;
 mod memory;
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod nvidia;
 mod permute;
 mod queue;
+pub mod raw;
 mod route;
 mod router_logits;
 
 use std::fmt;
-use std::marker::PhantomData;
 use std::sync::{Arc, Mutex};
 
-pub use memory::{Borrowed, CudaBuffer};
+pub(crate) use device::best;
+pub use memory::CudaBuffer;
 
+use self::arena::Arena;
 use self::driver::{Driver, StreamHandle};
 use self::queue::{Queue, Scratch};
 use super::Backend;
@@ -30,11 +38,14 @@ use crate::tensor::{DType, DeviceBuffer, Shape, Storage, TensorView, TensorViewM
 
 const NAME: &str = "cuda";
 
-/// A CUDA device and the stream that its work goes to.
+/// A CUDA device and the stream that its work goes to. Clones are handles on the same device.
+#[derive(Clone)]
 pub struct Cuda {
     driver: Arc<dyn Driver>,
     stream: StreamHandle,
-    scratch: Mutex<Scratch>,
+    scratch: Arc<Mutex<Scratch>>,
+    /// Where memory comes from, if not from the driver.
+    arena: Option<Arc<Mutex<Arena>>>,
 }
 
 impl fmt::Debug for Cuda {
@@ -54,18 +65,7 @@ impl Cuda {
         }
         check_capability(&*driver)?;
         let stream = driver.stream();
-        Ok(Self { driver, stream, scratch: Mutex::new(Scratch::Owned(None)) })
-    }
-
-    /// An engine's memory as memory for tensors ([`TensorView::from_device`]); no copy.
-    ///
-    /// # Safety
-    /// `bytes` bytes from `address` on are memory of this device, for as long as `'a`; what else uses them is ordered
-    /// against this device's stream by the caller.
-    pub unsafe fn wrap<'a>(&self, address: u64, bytes: usize) -> Borrowed<'a> {
-        // SAFETY: the caller's promise.
-        let buffer = unsafe { CudaBuffer::borrowed(&self.driver, address, bytes) };
-        Borrowed { buffer, lifetime: PhantomData }
+        Ok(Self { driver, stream, scratch: Arc::new(Mutex::new(Scratch::Owned(None))), arena: None })
     }
 
     /// The stream that the work of this device goes to.
@@ -116,6 +116,9 @@ impl Backend for Cuda {
     }
 
     fn alloc(&self, _: DType, _: Shape, bytes: usize) -> Result<Storage> {
+        if let Some(arena) = &self.arena {
+            return Ok(Storage::Device(Box::new(self.carve(arena, bytes)?)));
+        }
         let buffer = CudaBuffer::alloc(&self.driver, bytes)?;
         if bytes > 0 {
             // SAFETY: the memory is new, and this big.
