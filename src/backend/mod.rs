@@ -11,9 +11,12 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod host;
+mod pages;
 mod reference;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
+
+pub(crate) use pages::prefer_huge;
 
 /// What a backend has to do. One value is one device.
 ///

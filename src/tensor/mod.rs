@@ -8,7 +8,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::backend::Device;
+use crate::backend::{Device, prefer_huge};
 use crate::error::{Error, Result};
 
 pub(crate) use types::FLOATS;
@@ -59,7 +59,11 @@ struct CacheLine([u8; 64]);
 impl HostBytes {
     /// `len` zero bytes; `None` if there is no room for them.
     pub fn zeroed(len: usize) -> Option<Self> {
-        let lines = bytemuck::allocation::try_zeroed_vec(len.div_ceil(64)).ok()?;
+        let count = len.div_ceil(size_of::<CacheLine>());
+        let mut lines = Vec::new();
+        lines.try_reserve_exact(count).ok()?;
+        prefer_huge(lines.spare_capacity_mut());
+        lines.resize(count, bytemuck::Zeroable::zeroed());
         Some(Self { lines, len })
     }
 
