@@ -55,15 +55,20 @@ fn proc_value(path: &str, key: &str) -> Option<String> {
 /// Floor of decode: bytes per second at which all threads together only read `memory`, the best of three passes with
 /// each number of streams per thread. One stream does not keep enough cache lines in flight to fill a memory bus.
 pub fn read_bandwidth(memory: &[&[u8]]) -> f64 {
-    let chunks: Vec<&[u64]> = memory.iter().flat_map(|part| part.chunks(8 << 20)).map(words).collect();
     let pass = |streams: usize| {
         let start = Instant::now();
-        let sums = chunks.par_iter().map(|chunk| sum(chunk, streams));
-        let (bytes, sum) = sums.reduce(|| (0, 0), |a, b| (a.0 + b.0, a.1.wrapping_add(b.1)));
-        black_box(sum);
-        bytes as f64 / start.elapsed().as_secs_f64()
+        read(memory, 8 << 20, streams) as f64 / start.elapsed().as_secs_f64()
     };
     [1, 4, 8, 16].into_iter().flat_map(|streams| [streams; 3]).map(pass).fold(0.0, f64::max)
+}
+
+/// Only reads `memory` on all threads, in pieces of `piece` bytes, so many streams per thread; returns the bytes read.
+pub fn read(memory: &[&[u8]], piece: usize, streams: usize) -> usize {
+    let pieces: Vec<&[u64]> = memory.iter().flat_map(|part| part.chunks(piece)).map(words).collect();
+    let sums = pieces.par_iter().with_max_len(1).map(|piece| sum(piece, streams));
+    let (bytes, sum) = sums.reduce(|| (0, 0), |a, b| (a.0 + b.0, a.1.wrapping_add(b.1)));
+    black_box(sum);
+    bytes
 }
 
 fn words(bytes: &[u8]) -> &[u64] {

@@ -1,6 +1,7 @@
 //! Layers with weights, as many as it takes to keep them out of the caches, and the calls that rotate over them.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 
 use fused_moe::config::MoeConfig;
 use fused_moe::layer::Routing;
@@ -107,12 +108,23 @@ impl Stack {
     /// All experts' weights, as they lie in memory.
     pub fn memory(&self) -> Vec<&[u8]> {
         let experts = self.layers.iter().map(|layer| &layer.weights().experts);
-        let views = experts.flat_map(|experts| [experts.gate_up_proj.view(), experts.down_proj.view()]);
-        let bytes = |data| match data {
-            Data::Host(bytes) => bytes,
-            Data::Device { .. } => panic!("these benches measure backends in host memory"),
-        };
-        views.map(|view| bytes(view.data())).collect()
+        experts.flat_map(|experts| [bytes(&experts.gate_up_proj), bytes(&experts.down_proj)]).collect()
+    }
+
+    /// The weights that a call has to read: of the experts that it hits, and of the shared one.
+    pub fn memory_of(&self, call: &Call) -> Vec<&[u8]> {
+        let weights = self.layers[call.layer].weights();
+        let num_experts = self.preset.config.num_experts;
+        let hit: BTreeSet<u32> = call.topk_ids.to_vec::<u32>().expect("ids are u32").into_iter().collect();
+        let matrices = [&weights.experts.gate_up_proj, &weights.experts.down_proj].map(bytes);
+        let routed = hit.into_iter().flat_map(|expert| {
+            matrices.map(|bytes| {
+                let len = bytes.len() / num_experts;
+                &bytes[expert as usize * len..][..len]
+            })
+        });
+        let shared = weights.shared.iter().map(|shared| &shared.experts);
+        routed.chain(shared.flat_map(|experts| [bytes(&experts.gate_up_proj), bytes(&experts.down_proj)])).collect()
     }
 
     /// The calls with `num_tokens` tokens.
@@ -185,6 +197,14 @@ impl Call {
 
     pub fn routing(&self) -> Routing<'_> {
         Routing::per_token(self.topk_ids.view(), self.topk_weights.view())
+    }
+}
+
+/// A tensor's bytes in host memory.
+fn bytes(tensor: &Tensor) -> &[u8] {
+    match tensor.view().data() {
+        Data::Host(bytes) => bytes,
+        Data::Device { .. } => panic!("these benches measure backends in host memory"),
     }
 }
 

@@ -1,10 +1,12 @@
-"""Runs the same MoE layers here, in torch and in candle, one after the other, and prints the ratios.
+"""Runs the same MoE layers here, in torch and in candle, a few laps of each in turn, and prints the ratios.
 
     cpu.py run --ours BIN --candle BIN     measures, writes benches/record/<machine>/<date>.csv, prints the table
     cpu.py table FILE.csv                  prints a record's table again
 
 Same weights, same inputs, same threads; outputs are compared. Timed is the layer behind its router: ids and weights of
-the chosen experts are given to all. scripts/bench-peers builds everything that this needs.
+the chosen experts are given to all. Beside the layers stands what only reads the weights that they need: in turn with
+the others, because on a machine that is shared memory is at times half as fast as at others.
+scripts/bench-peers builds everything that this needs.
 """
 
 import argparse
@@ -15,17 +17,21 @@ import os
 import platform
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 COLUMNS = [
     "preset", "dtype", "tokens", "distribution", "impl", "version", "median_us", "min_us", "calls",
-    "gb_s", "gflop_s", "of_read", "read_gb_s", "dense_gflop_s", "times_ours", "rel_error", "note",
+    "gb_s", "gflop_s", "of_read", "dense_gflop_s", "times_ours", "rel_error", "note",
 ]  # fmt: skip
 OURS = "fused-moe"
+READ = "plain read"
+ROUNDS = 9
 
 
 def main():
@@ -38,7 +44,7 @@ def main():
     run.add_argument("--dtypes", default="bf16,f32")
     run.add_argument("--tokens", default="1,8,64,512")
     run.add_argument("--distribution", default="uniform", choices=["uniform", "zipf"])
-    run.add_argument("--seconds", default="2", help="for each row")
+    run.add_argument("--seconds", default="2", help="for each row, over all rounds")
     run.add_argument("--threads", default=str(len(os.sched_getaffinity(0))))
     run.add_argument("--machine", default=machine_name(), help="folder of the record")
     run.add_argument("--record", type=Path, default=HERE.parent / "record")
@@ -75,50 +81,97 @@ def write_record(path, about, rows):
 
 
 def measure_layer(options, preset, dtype):
-    """One layer in every program; the ratios are of neighbours in time."""
+    """One layer in every program."""
+    print(f"{preset} {dtype} ...", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as directory:
         manifest = Path(directory) / "manifest.json"
         ours = [options.ours, "--bench", "--preset", preset, "--dtype", dtype, "--tokens", options.tokens]
-        ours += ["--distribution", options.distribution, "--seconds", options.seconds, "--dir", directory]
-        rows = program(options, f"{preset} {dtype} fused-moe", ours)
-        layer = json.loads(manifest.read_text())
-        peers = {"torch": [sys.executable, str(HERE / "torch_layer.py"), str(manifest), options.seconds]}
+        ours += ["--distribution", options.distribution, "--dir", directory]
+        programs = [Program(options, ours)]
+        programs += [Program(options, [sys.executable, str(HERE / "torch_layer.py"), str(manifest)])]
         if options.candle:
-            peers["candle"] = [options.candle, str(manifest), options.seconds]
-        for name, command in peers.items():
-            rows += program(options, f"{preset} {dtype} {name}", command)
-    dense_rate = next(row["dense_rate"] for row in rows if "dense_rate" in row)
-    rows = [row for row in rows if "impl" in row]
-    by_tokens = {row["tokens"]: row for row in rows if row["impl"] == OURS}
-    return [complete(row, by_tokens[row["tokens"]], layer, dense_rate) for row in rows]
+            programs += [Program(options, [options.candle, str(manifest)])]
+        layer = json.loads(manifest.read_text())
+        layer["dense_rate"] = next(p.about["dense_rate"] for p in programs if "dense_rate" in p.about)
+        rows = [row for case in layer["cases"] for row in measure_case(options, programs, layer, case)]
+        for program in programs:
+            program.end()
+        return rows
 
 
-def program(options, what, command):
-    print(f"{what} ...", file=sys.stderr, flush=True)
-    threads = {name: options.threads for name in ("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    # Huge pages for the peer's weights where the system grants them on request, as for ours.
-    environment = os.environ | threads | {"THP_MEM_ALLOC_ENABLE": "1"}
-    command = shlex.split(options.prefix) + command
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
-    if done.returncode != 0:
-        raise SystemExit(f"{what}: exit status {done.returncode} of {shlex.join(command)}")
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+def measure_case(options, programs, layer, case):
+    """One number of tokens: in each round a share of the time for every implementation that has some left."""
+    seconds = float(options.seconds)
+    impls = [(program, impl) for program in programs for impl in program.about["impls"]]
+    answers = {impl: {"rounds": {}, "calls": 0, "seconds": 0.0} for _, impl in impls}
+    for round in range(ROUNDS):
+        for program, impl in impls:
+            answer = answers[impl]
+            if answer["seconds"] < seconds and "note" not in answer:
+                start = time.monotonic()
+                new = program.ask(case["tokens"], seconds / ROUNDS, impl)
+                if laps := new.pop("laps", None):
+                    answer["rounds"][round] = laps
+                    answer["calls"] += new.pop("calls")
+                answer["seconds"] += time.monotonic() - start
+                answer |= new
+    about = {"preset": layer["preset"], "dtype": layer["dtype"], "tokens": case["tokens"]}
+    about |= {"distribution": layer["distribution"], "dense_gflop_s": f"{layer['dense_rate'] / 1e9:.0f}"}
+    return [
+        about | {"impl": impl, "version": program.about["impls"][impl]} | complete(answers[impl], answers, case)
+        for program, impl in impls
+    ]
 
 
-def complete(row, ours, layer, dense_rate):
-    """A row of the record from what a program printed."""
-    read = layer["read_bandwidth"]
-    row = {"distribution": layer["distribution"], "read_gb_s": f"{read / 1e9:.1f}"} | row
-    row["dense_gflop_s"] = f"{dense_rate / 1e9:.0f}"
-    if seconds := row.get("median_us", 0) / 1e6:
-        row["gb_s"] = f"{ours['bytes'] / seconds / 1e9:.2f}"
-        row["gflop_s"] = f"{ours['flops'] / seconds / 1e9:.1f}"
-        row["of_read"] = f"{ours['bytes'] / seconds / read:.3f}"
-        row["times_ours"] = f"{row['median_us'] / ours['median_us']:.3f}"
-        row |= {key: f"{row[key]:.1f}" for key in ("median_us", "min_us")}
-    if "rel_error" in row:
-        row["rel_error"] = f"{row['rel_error']:.1e}"
-    return {key: row.get(key, "") for key in COLUMNS}
+class Program:
+    """One that has set up its layers, and times laps of them when asked."""
+
+    def __init__(self, options, command):
+        threads = {name: options.threads for name in ("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        # Huge pages for the peer's weights where the system grants them on request, as ours ask for them.
+        environment = os.environ | threads | {"THP_MEM_ALLOC_ENABLE": "1"}
+        self.command = shlex.split(options.prefix) + command
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(self.command, env=environment, **pipes)
+        self.about = self.answer()
+
+    def ask(self, tokens, seconds, impl):
+        # OpenMP's threads go on spinning for a while after their work, at the next one's cost.
+        time.sleep(0.3)
+        self.process.stdin.write(f"{tokens} {seconds} {impl}\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def answer(self):
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        raise SystemExit(f"exit status {self.process.wait()} of {shlex.join(self.command)}")
+
+    def end(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def complete(answer, answers, case):
+    """The figures of one implementation."""
+    row = {"note": answer.get("note", ""), "calls": answer["calls"]}
+    if laps := [lap for round in answer["rounds"].values() for lap in round]:
+        seconds = statistics.median(laps)
+        row["median_us"], row["min_us"] = (f"{x * 1e6:.1f}" for x in (seconds, min(laps)))
+        row["gb_s"] = f"{case['bytes'] / seconds / 1e9:.2f}"
+        row["gflop_s"] = f"{case['flops'] / seconds / 1e9:.1f}"
+        row["of_read"] = f"{ratio(answers[READ], answer):.3f}"
+        row["times_ours"] = f"{ratio(answer, answers[OURS]):.3f}"
+    if "rel_error" in answer:
+        row["rel_error"] = f"{answer['rel_error']:.1e}"
+    return row
+
+
+def ratio(one, other):
+    """How many times as long one takes as the other: the median over the rounds that have both."""
+    rounds = one["rounds"].keys() & other["rounds"].keys()
+    return statistics.median(statistics.median(one["rounds"][r]) / statistics.median(other["rounds"][r]) for r in rounds)
 
 
 def describe(options):
@@ -165,20 +218,20 @@ def read_record(path):
 def print_table(record):
     """Rates with ours as a multiple of each; GB/s of expert weights up to 8 tokens, GFLOP/s above."""
     about, rows = record
-    impls = list(dict.fromkeys(row["impl"] for row in rows if row["impl"] != OURS))
+    impls = list(dict.fromkeys(row["impl"] for row in rows if row["impl"] not in (OURS, READ)))
     versions = dict.fromkeys(f"{row['impl']} {row['version']}" for row in rows)
     print("\n".join(f"- {line}" for line in about + list(versions)), end="\n\n")
-    print("| layer | weights | T | | of read / dense | " + " | ".join(["ours", *impls]) + " |")
-    print("|---|---|---|---|---|" + "---|" * (len(impls) + 1))
+    print("| layer | weights | T | | floor | ours | of it | " + " | ".join(impls) + " |")
+    print("|---|---|---|---|---|---|---|" + "---|" * len(impls))
     cells = {(row["preset"], row["dtype"], row["tokens"], row["impl"]): row for row in rows}
     for row in (row for row in rows if row["impl"] == OURS):
         key = (row["preset"], row["dtype"], row["tokens"])
         decode = int(row["tokens"]) <= 8
         rate, unit = ("gb_s", "GB/s") if decode else ("gflop_s", "GFLOP/s")
-        floor = row["read_gb_s"] if decode else row["dense_gflop_s"]
-        share = f"{float(row[rate]) / float(floor):.0%} of {floor}"
+        floor = cells[(*key, READ)]["gb_s"] if decode else row["dense_gflop_s"]
+        share = f"{float(row['of_read']) if decode else float(row[rate]) / float(floor):.0%}"
         peers = [cell(cells.get((*key, impl)), rate) for impl in impls]
-        print("| " + " | ".join([*key, unit, share, f"**{row[rate]}**", *peers]) + " |")
+        print("| " + " | ".join([*key, unit, floor, f"**{row[rate]}**", share, *peers]) + " |")
 
 
 def cell(row, rate):

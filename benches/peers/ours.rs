@@ -1,8 +1,10 @@
 //! Our side of the comparison with other projects (`scripts/bench-peers`): times one preset, checks it against the
 //! oracle, and writes what the others need to do the same work on the same numbers.
 //!
-//! Timed is the layer behind its router: `topk_ids` and `topk_weights` are given, to us and to the others.
-//! Prints one JSON object per number of tokens; `--dir` receives `manifest.json` and the calls' inputs and outputs.
+//! Timed is the layer behind its router: `topk_ids` and `topk_weights` are given, to us and to the others. Beside the
+//! layer stands what only reads the same weights, the floor of decode.
+//! `--dir` receives `manifest.json` and the calls' inputs and outputs; then laps are timed as asked for on the standard
+//! input (`laps::serve`).
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -13,7 +15,7 @@ use std::path::{Path, PathBuf};
 use clap::Parser;
 use common::presets::{self, Preset};
 use common::routing::Distribution;
-use common::stack::{self, Call, Calls, Stack, Work};
+use common::stack::{self, Call, Calls, Stack};
 use common::{laps, machine, verify};
 use fused_moe::{DType, Device, Tensor, Workspace};
 use serde_json::{Value, json};
@@ -32,9 +34,6 @@ struct Options {
     /// How popular experts are.
     #[arg(long, default_value = "uniform")]
     distribution: String,
-    /// Seconds to time each number of tokens for.
-    #[arg(long, default_value_t = 2.0)]
-    seconds: f64,
     /// Where the inputs go.
     #[arg(long)]
     dir: PathBuf,
@@ -58,36 +57,77 @@ fn main() -> Result<(), String> {
 fn test() -> Result<(), String> {
     let dir = std::env::temp_dir().join(format!("fused-moe-bench-{}", std::process::id()));
     fs::create_dir(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
-    let options = ["ours", "--tokens=1,8", "--seconds=0", "--dir"].map(PathBuf::from);
-    let ran = run(&Options::parse_from(options.into_iter().chain([dir.clone()])));
+    let options = ["ours", "--tokens=1,8", "--dir"].map(PathBuf::from);
+    let ran = Session::new(&Options::parse_from(options.into_iter().chain([dir.clone()]))).and_then(|mut session| {
+        for (num_tokens, implementation) in [(1, OURS), (8, OURS), (8, READ)] {
+            session.time(num_tokens, 0.0, implementation)?;
+        }
+        Ok(())
+    });
     fs::remove_dir_all(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
     ran
 }
 
 fn run(options: &Options) -> Result<(), String> {
-    let dtype = [DType::BF16, DType::F16, DType::F32].into_iter().find(|dtype| dtype.to_string() == options.dtype);
-    let dtype = dtype.ok_or_else(|| format!("--dtype: bf16, f16 or f32, not {}", options.dtype))?;
-    let distribution = match options.distribution.as_str() {
-        "uniform" => Distribution::Uniform,
-        "zipf" => Distribution::Zipf,
-        other => return Err(format!("--distribution: uniform or zipf, not {other}")),
-    };
-    let preset = fitted(&options.preset, dtype)?;
-    let stack = Stack::new(&Device::cpu(), &preset, dtype);
-    let mut read_bandwidth = machine::read_bandwidth(&stack.memory());
-    let mut cases = Vec::new();
-    for &num_tokens in &options.tokens {
-        let work = stack::mean_work(&preset, dtype, distribution, num_tokens);
-        let mut case = Case::new(&stack, distribution, num_tokens);
-        let times = laps::time(case.calls.all().len(), options.seconds, |i| case.run(&stack, i));
-        println!("{}", row(&preset, dtype, num_tokens, work, &times));
-        read_bandwidth = read_bandwidth.max(machine::read_bandwidth(&stack.memory()));
-        cases.push(case.save(&stack, &options.dir).map_err(|error| format!("{}: {error}", options.dir.display()))?);
-    }
-    let manifest = manifest(&stack, distribution, read_bandwidth, cases);
-    let path = options.dir.join("manifest.json");
-    fs::write(&path, manifest.to_string()).map_err(|error| format!("{}: {error}", path.display()))
+    let mut session = Session::new(options)?;
+    let about = json!({ "impls": { OURS: env!("CARGO_PKG_VERSION"), READ: "of the same weights" } });
+    laps::serve(about, |num_tokens, seconds, implementation| session.time(num_tokens, seconds, implementation))
 }
+
+const OURS: &str = "fused-moe";
+const READ: &str = "plain read";
+
+/// A stack of layers, and a case for each number of tokens.
+struct Session {
+    stack: Stack,
+    cases: Vec<Case>,
+}
+
+impl Session {
+    /// Checks each case against the oracle, and writes everything to the directory.
+    fn new(options: &Options) -> Result<Self, String> {
+        let dtype = [DType::BF16, DType::F16, DType::F32].into_iter().find(|dtype| dtype.to_string() == options.dtype);
+        let dtype = dtype.ok_or_else(|| format!("--dtype: bf16, f16 or f32, not {}", options.dtype))?;
+        let distribution = match options.distribution.as_str() {
+            "uniform" => Distribution::Uniform,
+            "zipf" => Distribution::Zipf,
+            other => return Err(format!("--distribution: uniform or zipf, not {other}")),
+        };
+        let stack = Stack::new(&Device::cpu(), &fitted(&options.preset, dtype)?, dtype);
+        let save = |case: &mut Case| {
+            case.save(&stack, distribution, &options.dir).map_err(|error| format!("{}: {error}", options.dir.display()))
+        };
+        let mut cases: Vec<Case> = options.tokens.iter().map(|&t| Case::new(&stack, distribution, t)).collect();
+        let saved = cases.iter_mut().map(save).collect::<Result<Vec<_>, _>>()?;
+        let path = options.dir.join("manifest.json");
+        let manifest = manifest(&stack, distribution, saved).to_string();
+        fs::write(&path, manifest).map_err(|error| format!("{}: {error}", path.display()))?;
+        Ok(Self { stack, cases })
+    }
+
+    fn time(&mut self, num_tokens: usize, seconds: f64, implementation: &str) -> Result<Value, String> {
+        let Self { stack, cases } = self;
+        let case = cases.iter_mut().find(|case| case.calls.all()[0].num_tokens() == num_tokens);
+        let case = case.ok_or_else(|| format!("{num_tokens} is not one of --tokens"))?;
+        let calls = case.calls.all().len();
+        let laps = match implementation {
+            OURS => laps::laps(calls, seconds, |i| case.run(stack, i)),
+            READ => {
+                let memory: Vec<_> = case.calls.all().iter().map(|call| stack.memory_of(call)).collect();
+                laps::laps(calls, seconds, |i| {
+                    machine::read(&memory[i], READ_PIECE, READ_STREAMS);
+                })
+            }
+            other => return Err(format!("{OURS} or {READ}, not {other:?}")),
+        };
+        Ok(laps::answer(calls, &laps))
+    }
+}
+
+/// Enough pieces for all threads where few experts are hit.
+const READ_PIECE: usize = 256 << 10;
+/// As many as reading alone was fastest with.
+const READ_STREAMS: usize = 4;
 
 /// The preset by name, at full size or not at all: a comparison with fewer experts would mislead.
 fn fitted(name: &str, dtype: DType) -> Result<Preset, String> {
@@ -134,7 +174,7 @@ impl Case {
     }
 
     /// Writes every call's input, and the first one's output, as raw little-endian numbers, floats as f32.
-    fn save(&mut self, stack: &Stack, dir: &Path) -> std::io::Result<Value> {
+    fn save(&mut self, stack: &Stack, distribution: Distribution, dir: &Path) -> std::io::Result<Value> {
         let num_tokens = self.calls.all()[0].num_tokens();
         let mut saved = Vec::new();
         for (i, call) in self.calls.all().iter().enumerate() {
@@ -147,7 +187,8 @@ impl Case {
         }
         self.run(stack, 0);
         fs::write(dir.join(format!("t{num_tokens}-0.output")), bytemuck::cast_slice(&stack::to_f32(&self.output)))?;
-        Ok(json!({ "tokens": num_tokens, "calls": saved }))
+        let work = stack::mean_work(&stack.preset, stack.dtype, distribution, num_tokens);
+        Ok(json!({ "tokens": num_tokens, "calls": saved, "bytes": work.bytes, "flops": work.flops }))
     }
 }
 
@@ -155,16 +196,7 @@ fn ids(call: &Call) -> Vec<u32> {
     call.topk_ids.to_vec().expect("ids are u32")
 }
 
-fn row(preset: &Preset, dtype: DType, num_tokens: usize, work: Work, times: &laps::Times) -> Value {
-    json!({
-        "impl": "fused-moe", "version": env!("CARGO_PKG_VERSION"),
-        "preset": preset.name, "dtype": dtype.to_string(), "tokens": num_tokens,
-        "median_us": times.median * 1e6, "min_us": times.min * 1e6, "calls": times.calls,
-        "bytes": work.bytes, "flops": work.flops,
-    })
-}
-
-fn manifest(stack: &Stack, distribution: Distribution, read_bandwidth: f64, cases: Vec<Value>) -> Value {
+fn manifest(stack: &Stack, distribution: Distribution, cases: Vec<Value>) -> Value {
     let config = &stack.preset.config;
     json!({
         "preset": stack.preset.name, "dtype": stack.dtype.to_string(), "layers": stack.layers.len(),
@@ -174,7 +206,6 @@ fn manifest(stack: &Stack, distribution: Distribution, read_bandwidth: f64, case
         "distribution": distribution.to_string(),
         "device": stack.layers[0].device().to_string(),
         "threads": rayon::current_num_threads(),
-        "read_bandwidth": read_bandwidth,
         "cases": cases,
     })
 }

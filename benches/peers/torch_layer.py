@@ -1,8 +1,9 @@
 """The layer in torch on the CPU, by transformers' own experts module in its three implementations.
 
-    torch_layer.py MANIFEST SECONDS
+    torch_layer.py MANIFEST
 
-takes the manifest that benches/peers/ours.rs wrote; prints one JSON object per implementation and number of tokens.
+takes the manifest that benches/peers/ours.rs wrote; times laps as asked for on the standard input, as
+benches/common/laps.rs says.
 """
 
 import json
@@ -72,23 +73,15 @@ def load(manifest, directory, call, dtype):
 
 
 def timed(calls, seconds, call):
-    """As benches/common/laps.rs: a lap of warm-up or a second of it, then whole laps."""
-    start = time.perf_counter()
-    for i in range(calls):
-        call(i)
-        if time.perf_counter() - start > 1.0:
-            break
+    """As benches/common/laps.rs."""
+    call(calls - 1)
     start, laps = time.perf_counter(), []
     while not laps or time.perf_counter() - start < seconds:
         lap = time.perf_counter()
         for i in range(calls):
             call(i)
         laps.append((time.perf_counter() - lap) / calls)
-    return {
-        "median_us": sorted(laps)[len(laps) // 2] * 1e6,
-        "min_us": min(laps) * 1e6,
-        "calls": len(laps) * calls,
-    }
+    return {"laps": laps, "calls": len(laps) * calls}
 
 
 def available_memory():
@@ -109,28 +102,36 @@ def too_large(implementation, manifest, tokens, dtype):
     return f"would copy {copies / 1e9:.0f} GB of weights"
 
 
-def measure(manifest, directory, case, layers, implementation, seconds, dtype):
-    tokens = case["tokens"]
-    row = {
-        "impl": f"transformers {implementation}",
-        "version": f"{transformers.__version__}, torch {torch.__version__}",
-        "preset": manifest["preset"],
-        "dtype": manifest["dtype"],
-        "tokens": tokens,
-    }
-    if note := too_large(implementation, manifest, tokens, dtype):
-        return row | {"note": note}
-    for layer in layers:
-        layer.config._experts_implementation = implementation
-    calls = [load(manifest, directory, call, dtype) for call in case["calls"]]
+class Cases:
+    """The calls of each number of tokens, loaded when they are first asked for."""
 
-    def forward(i):
-        return layers[calls[i]["layer"]].forward(calls[i])
+    def __init__(self, manifest, directory, layers, dtype):
+        self.manifest, self.directory, self.layers, self.dtype = manifest, directory, layers, dtype
+        self.calls, self.checked = {}, set()
 
-    actual = forward(0).float().flatten()
-    expected = torch.from_numpy(np.fromfile(directory / f"t{tokens}-0.output", dtype=np.float32))
-    error = ((actual - expected).norm() / expected.norm()).item()
-    return row | timed(len(calls), seconds, forward) | {"rel_error": error}
+    def answer(self, tokens, seconds, implementation):
+        if note := too_large(implementation, self.manifest, tokens, self.dtype):
+            return {"note": note}
+        if tokens not in self.calls:
+            case = next(case for case in self.manifest["cases"] if case["tokens"] == tokens)
+            self.calls[tokens] = [load(self.manifest, self.directory, call, self.dtype) for call in case["calls"]]
+        calls = self.calls[tokens]
+        for layer in self.layers:
+            layer.config._experts_implementation = implementation
+
+        def forward(i):
+            return self.layers[calls[i]["layer"]].forward(calls[i])
+
+        answer = {}
+        if (tokens, implementation) not in self.checked:
+            self.checked.add((tokens, implementation))
+            answer["rel_error"] = self.error(tokens, forward(0))
+        return answer | timed(len(calls), seconds, forward)
+
+    def error(self, tokens, output):
+        actual = output.float().flatten()
+        expected = torch.from_numpy(np.fromfile(self.directory / f"t{tokens}-0.output", dtype=np.float32))
+        return ((actual - expected).norm() / expected.norm()).item()
 
 
 def dense_rate(dtype, n=2048):
@@ -145,18 +146,21 @@ def dense_rate(dtype, n=2048):
 
 
 def main():
-    manifest_path, seconds = Path(sys.argv[1]), float(sys.argv[2])
+    manifest_path = Path(sys.argv[1])
     manifest = json.loads(manifest_path.read_text())
     torch.set_num_threads(manifest["threads"])
     dtype = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}[manifest["dtype"]]
     with torch.inference_mode():
-        print(json.dumps({"dense_rate": dense_rate(dtype)}), flush=True)
         source = Source()
         layers = [Layer(manifest, source, index, dtype) for index in range(manifest["layers"])]
-        for implementation in IMPLEMENTATIONS:
-            for case in manifest["cases"]:
-                row = measure(manifest, manifest_path.parent, case, layers, implementation, seconds, dtype)
-                print(json.dumps(row), flush=True)
+        cases = Cases(manifest, manifest_path.parent, layers, dtype)
+        version = f"{transformers.__version__}, torch {torch.__version__}"
+        impls = {f"transformers {implementation}": version for implementation in IMPLEMENTATIONS}
+        print(json.dumps({"impls": impls, "dense_rate": dense_rate(dtype)}), flush=True)
+        for line in sys.stdin:
+            tokens, seconds, implementation = line.rstrip("\n").split(" ", 2)
+            answer = cases.answer(int(tokens), float(seconds), implementation.removeprefix("transformers "))
+            print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

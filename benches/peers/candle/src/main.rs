@@ -1,5 +1,5 @@
 //! The layer in candle on the CPU, the way its models write it: for each hit expert `index_select`, three matmuls,
-//! `index_add`. Takes the manifest that `benches/peers/ours.rs` wrote; prints one JSON object per number of tokens.
+//! `index_add`. Takes the manifest that `benches/peers/ours.rs` wrote, and times laps as asked for on the standard input.
 
 #[path = "../../../common/data.rs"]
 #[allow(dead_code, reason = "a part of it is used here")]
@@ -7,6 +7,8 @@ mod data;
 #[path = "../../../common/laps.rs"]
 mod laps;
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs;
 use std::path::Path;
 
@@ -42,7 +44,7 @@ struct Call {
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
-    let [_, manifest, seconds] = &arguments[..] else { bail!("usage: candle-layer MANIFEST SECONDS") };
+    let [_, manifest] = &arguments[..] else { bail!("usage: candle-layer MANIFEST") };
     let dir = Path::new(manifest).parent().context("the manifest lies in a directory")?;
     let manifest: Value = serde_json::from_slice(&fs::read(manifest)?)?;
     let source = Source::new();
@@ -53,29 +55,47 @@ fn main() -> Result<()> {
             other => bail!("{other} is not compared"),
         })
         .collect::<Result<Vec<_>>>()?;
-    for case in manifest["cases"].as_array().context("cases")? {
-        let row = measure(&manifest, dir, case, &layers, seconds.parse()?)?;
-        println!("{row}");
-    }
-    Ok(())
+    let mut cases = HashMap::new();
+    laps::serve(json!({ "impls": { "candle": VERSION } }), |tokens, seconds, _| {
+        time(&manifest, dir, &layers, &mut cases, tokens, seconds).map_err(|error| format!("{error:#}"))
+    })
+    .map_err(anyhow::Error::msg)
 }
 
-fn measure(manifest: &Value, dir: &Path, case: &Value, layers: &[Layer], seconds: f64) -> Result<Value> {
-    let calls = case["calls"].as_array().context("calls")?;
-    let calls = calls.iter().map(|call| Call::load(manifest, dir, call)).collect::<Result<Vec<_>>>()?;
-    let forward = |i: usize| layers[calls[i].layer].forward(&calls[i]);
-    let output = forward(0)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-    let tokens = size(case, "tokens")?;
-    let expected = floats(&dir.join(format!("t{tokens}-0.output")))?;
-    let times = laps::time(calls.len(), seconds, |i| {
-        forward(i).expect("it worked a moment ago");
+/// Laps of one number of tokens; the first time with the error of the first output.
+fn time(
+    manifest: &Value,
+    dir: &Path,
+    layers: &[Layer],
+    cases: &mut HashMap<usize, Vec<Call>>,
+    tokens: usize,
+    seconds: f64,
+) -> Result<Value> {
+    let mut checked = None;
+    let calls = match cases.entry(tokens) {
+        Entry::Occupied(entry) => entry.into_mut(),
+        Entry::Vacant(entry) => {
+            let calls = entry.insert(load(manifest, dir, tokens)?);
+            let output = layers[calls[0].layer].forward(&calls[0])?.to_dtype(DType::F32)?.flatten_all()?;
+            let expected = floats(&dir.join(format!("t{tokens}-0.output")))?;
+            checked = Some(relative_error(&output.to_vec1::<f32>()?, &expected));
+            calls
+        }
+    };
+    let laps = laps::laps(calls.len(), seconds, |i| {
+        layers[calls[i].layer].forward(&calls[i]).expect("its like worked a moment ago");
     });
-    Ok(json!({
-        "impl": "candle", "version": VERSION,
-        "preset": manifest["preset"], "dtype": manifest["dtype"], "tokens": tokens,
-        "median_us": times.median * 1e6, "min_us": times.min * 1e6, "calls": times.calls,
-        "rel_error": relative_error(&output, &expected),
-    }))
+    let mut answer = laps::answer(calls.len(), &laps);
+    if let Some(rel_error) = checked {
+        answer["rel_error"] = json!(rel_error);
+    }
+    Ok(answer)
+}
+
+fn load(manifest: &Value, dir: &Path, tokens: usize) -> Result<Vec<Call>> {
+    let cases = manifest["cases"].as_array().context("cases")?;
+    let case = cases.iter().find(|case| case["tokens"] == tokens).context("not one of the manifest's cases")?;
+    case["calls"].as_array().context("calls")?.iter().map(|call| Call::load(manifest, dir, call)).collect()
 }
 
 impl Experts {
