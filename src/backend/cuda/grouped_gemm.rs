@@ -1,9 +1,149 @@
-//! `grouped_gemm` with CUDA.
+//! `grouped_gemm` on CUDA: parameters of every kernel for it, and which one runs.
 
+use super::driver::LaunchConfig;
+use super::memory::{address, address_mut, optional_address};
+use super::params::{GroupedGemmParams, count, dtype_code, is_aligned};
 use super::queue::{Queue, unsupported};
+use super::tile::{GemmPath, GemmShape, choose, num_blocks};
+use crate::config::{Activation, GateUpLayout, WeightLayout};
 use crate::error::Result;
-use crate::ops::GroupedGemmArgs;
+use crate::ops::{Epilogue, GroupedGemmArgs, InputRows};
+use crate::plan::Slots;
+use crate::tensor::TensorView;
 
-pub(super) fn grouped_gemm(_: &mut Queue<'_>, _: GroupedGemmArgs<'_>) -> Result<()> {
-    Err(unsupported("grouped_gemm: its kernel is not in this build"))
+/// Experts for which a kernel keeps counts in shared memory.
+const MAX_EXPERTS: u32 = 4096;
+
+pub(super) fn grouped_gemm(queue: &mut Queue<'_>, mut args: GroupedGemmArgs<'_>) -> Result<()> {
+    let params = params(&mut args)?;
+    let shape = shape(&args, &params);
+    match choose(&shape) {
+        GemmPath::Decode { kernel, columns, threads } => {
+            let config = LaunchConfig::new([params.n.div_ceil(columns), params.num_rows, 1], threads);
+            // SAFETY: as below.
+            unsafe { queue.launch(kernel, config, &params) }
+        }
+        GemmPath::Tiled(_) if params.num_experts > MAX_EXPERTS => {
+            Err(unsupported(format!("grouped_gemm over {} experts", params.num_experts)))
+        }
+        GemmPath::Tiled(path) => {
+            let blocks = num_blocks(&params, &path, queue.driver.num_sms());
+            let shared_bytes = path.shared_bytes + 4 * (params.num_experts + 1);
+            let config = LaunchConfig::linear(blocks, path.threads).shared(shared_bytes);
+            // SAFETY: the kernels take this struct, and stay within the shapes that `ops` has checked against the
+            // memory; ascending offsets, and slots in `permuted_idx`, are the caller's promise.
+            unsafe { queue.launch(path.kernel, config, &params) }
+        }
+    }
+}
+
+fn shape(args: &GroupedGemmArgs<'_>, params: &GroupedGemmParams) -> GemmShape {
+    let kn = params.kn != 0;
+    let run = if kn { run(params) } else { params.k };
+    // A column of [E, K, N] weights takes one element of the input at a time.
+    let input = kn || params.input_aligned != 0;
+    GemmShape {
+        rows: params.num_rows,
+        num_experts: params.num_experts,
+        input: args.input.dtype(),
+        weight: args.weight.dtype(),
+        kn,
+        eights: input && params.weight_aligned != 0 && run.is_multiple_of(8),
+        batch_invariant: args.batch_invariant,
+    }
+}
+
+/// How many weights lie side by side: along K, or, of `[E, K, N]`, a row of N, or the gate's or up projection's half.
+fn run(params: &GroupedGemmParams) -> u32 {
+    match (params.kn != 0, params.gate) {
+        (false, _) => params.k,
+        (true, 0 | 3) => params.n,
+        (true, _) => params.n_out,
+    }
+}
+
+/// [`InputRows`] taken apart.
+#[derive(Clone, Copy, Default)]
+struct Gather<'a> {
+    top_k: usize,
+    permuted_idx: Option<TensorView<'a>>,
+    slot_tokens: Option<TensorView<'a>>,
+    slot_scale: Option<TensorView<'a>>,
+}
+
+impl<'a> Gather<'a> {
+    fn of(rows: InputRows<'a>) -> Self {
+        let InputRows::Gathered { permuted_idx, slots, slot_scale } = rows else { return Self::default() };
+        let (top_k, slot_tokens) = match slots {
+            Slots::PerToken { top_k } => (top_k, None),
+            Slots::Ragged { slot_tokens, .. } => (0, Some(slot_tokens)),
+        };
+        Self { top_k, permuted_idx: Some(permuted_idx), slot_tokens, slot_scale }
+    }
+}
+
+fn params(args: &mut GroupedGemmArgs<'_>) -> Result<GroupedGemmParams> {
+    let [num_rows, n_out] = [args.output.dims()[0], args.output.dims()[1]];
+    let [num_experts, k] = [args.weight.dims()[0], args.input.dims()[1]];
+    let kn = args.weight_layout == WeightLayout::Kn;
+    let n = args.weight.dims()[if kn { 2 } else { 1 }];
+    let gather = Gather::of(args.rows);
+    let (gate, activation) = match args.epilogue {
+        Epilogue::None => (None, None),
+        Epilogue::Activation(activation) => (None, Some(activation)),
+        Epilogue::Gated { activation, layout } => (Some(layout), Some(activation)),
+    };
+    let (alpha, limit) = match activation {
+        Some(Activation::ClampedSwiglu { alpha, limit }) => (alpha, limit),
+        _ => (0.0, 0.0),
+    };
+    let (input, weight) = (address(args.input)?, address(args.weight)?);
+    let mut params = GroupedGemmParams {
+        input,
+        weight,
+        bias: optional_address(args.bias)?,
+        output: address_mut(&mut args.output)?,
+        expert_offsets: optional_address(args.expert_offsets)?,
+        row_experts: 0,
+        permuted_idx: optional_address(gather.permuted_idx)?,
+        slot_tokens: optional_address(gather.slot_tokens)?,
+        slot_scale: optional_address(gather.slot_scale)?,
+        num_rows: count("rows", num_rows)?,
+        num_experts: count("num_experts", num_experts)?,
+        n: count("N", n)?,
+        k: count("K", k)?,
+        n_out: count("N", n_out)?,
+        top_k: count("top_k", gather.top_k)?,
+        input_dtype: dtype_code(args.input.dtype()),
+        weight_dtype: dtype_code(args.weight.dtype()),
+        output_dtype: dtype_code(args.output.dtype()),
+        kn: kn.into(),
+        gate: gate.map_or(0, gate_code),
+        activation: activation.map_or(0, activation_code),
+        alpha,
+        limit,
+        input_aligned: is_aligned(input, args.input.dtype(), k).into(),
+        weight_aligned: 0,
+    };
+    params.weight_aligned = is_aligned(weight, args.weight.dtype(), run(&params) as usize).into();
+    Ok(params)
+}
+
+fn gate_code(layout: GateUpLayout) -> u32 {
+    match layout {
+        GateUpLayout::GateThenUp => 1,
+        GateUpLayout::UpThenGate => 2,
+        GateUpLayout::Interleaved => 3,
+    }
+}
+
+fn activation_code(activation: Activation) -> u32 {
+    match activation {
+        Activation::Silu => 1,
+        Activation::Gelu => 2,
+        Activation::GeluTanh => 3,
+        Activation::Relu => 4,
+        Activation::ReluSquared => 5,
+        Activation::ClampedSwiglu { .. } => 6,
+    }
 }

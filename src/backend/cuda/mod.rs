@@ -16,11 +16,14 @@ mod libcuda;
 mod memory;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod nvidia;
+mod params;
 mod permute;
 mod queue;
 pub mod raw;
 mod route;
+mod route_capacity;
 mod router_logits;
+mod tile;
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -157,9 +160,10 @@ impl Backend for Cuda {
         self.driver.synchronize(self.stream)
     }
 
-    /// The weights' type: tensor cores multiply nothing else with it.
-    fn intermediate_dtype(&self, weight: DType) -> DType {
-        weight
+    /// f32: activations rounded to the weights' type alone can miss the bound on the error at a few tokens, and leave the
+    /// range of f16. Tensor cores take them as tf32.
+    fn intermediate_dtype(&self, _: DType) -> DType {
+        DType::F32
     }
 
     fn router_logits(&self, args: RouterLogitsArgs<'_>) -> Result<()> {

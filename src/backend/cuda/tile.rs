@@ -1,0 +1,235 @@
+//! Which kernel a grouped GEMM runs in, and how it is cut up: plain data, decided on the host from what the host knows.
+
+use super::driver::Kernel;
+use super::params::GroupedGemmParams;
+use crate::tensor::DType;
+
+/// What decides.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct GemmShape {
+    /// Rows of the output.
+    pub(super) rows: u32,
+    /// E.
+    pub(super) num_experts: u32,
+    pub(super) input: DType,
+    pub(super) weight: DType,
+    /// Weights are `[E, K, N]`.
+    pub(super) kn: bool,
+    /// Rows of the input and runs of the weights are whole eights, and start on 16 bytes.
+    pub(super) eights: bool,
+    /// Results may not depend on the number of rows.
+    pub(super) batch_invariant: bool,
+}
+
+/// The way of a grouped GEMM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum GemmPath {
+    /// Every weight once per few rows of its expert.
+    Decode {
+        /// Of decode.cu.
+        kernel: Kernel,
+        /// Columns of the product that a block does.
+        columns: u32,
+        threads: u32,
+    },
+    /// Tiles of rows and columns, taken one after another by as many blocks as run at a time.
+    Tiled(Tiled),
+}
+
+/// A persistent kernel and its tiles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tiled {
+    pub(super) kernel: Kernel,
+    /// Rows of a tile.
+    pub(super) rows: u32,
+    /// Columns of the product.
+    pub(super) columns: u32,
+    pub(super) threads: u32,
+    /// Bytes of shared memory, besides a word per expert.
+    pub(super) shared_bytes: u32,
+    /// Blocks that an SM runs at a time.
+    pub(super) blocks_per_sm: u32,
+}
+
+/// The kernel without tensor cores.
+const SIMT: Tiled = Tiled {
+    kernel: Kernel { file: "grouped_gemm_simt", name: "grouped_gemm_simt" },
+    rows: 64,
+    columns: 64,
+    threads: 256,
+    shared_bytes: 0,
+    blocks_per_sm: 4,
+};
+
+/// Columns of a tile, and stages and their depth along K, as in grouped_gemm_sm80.cu.
+const COLUMNS: u32 = 128;
+const STAGES: u32 = 4;
+const DEPTH: u32 = 32;
+
+/// Rows up to which weights are streamed: in all, where an expert has this many, and however they are spread.
+const DECODE_ROWS: u32 = 128;
+const DECODE_ROWS_PER_EXPERT: u32 = 2;
+const DECODE_ROWS_ALWAYS: u32 = 8;
+
+/// The path of a grouped GEMM.
+///
+/// Of the same types and layout, all tiled paths with tensor cores sum a row's products in the same order; that of few
+/// rows does not, and is not taken where results may not depend on their number.
+pub(super) fn choose(shape: &GemmShape) -> GemmPath {
+    let few = shape.rows <= DECODE_ROWS_ALWAYS
+        || shape.rows <= DECODE_ROWS && shape.rows <= DECODE_ROWS_PER_EXPERT * shape.num_experts;
+    if few && shape.eights && !shape.batch_invariant {
+        return decode(shape);
+    }
+    GemmPath::Tiled(tensor_cores(shape).unwrap_or(SIMT))
+}
+
+fn decode(shape: &GemmShape) -> GemmPath {
+    let name = match (shape.weight, shape.kn) {
+        (DType::BF16, false) => "decode_bf16",
+        (DType::BF16, true) => "decode_kn_bf16",
+        (DType::F16, false) => "decode_f16",
+        (DType::F16, true) => "decode_kn_f16",
+        (_, false) => "decode_f32",
+        (_, true) => "decode_kn_f32",
+    };
+    let (columns, threads) = if shape.kn { (64, 256) } else { (16, 128) };
+    GemmPath::Decode { kernel: Kernel { file: "decode", name }, columns, threads }
+}
+
+/// The kernels of a kind: tiles of 16, 64 and 128 rows.
+macro_rules! sm80 {
+    ($kind:literal) => {
+        [
+            concat!("grouped_gemm_sm80_", $kind, "_16"),
+            concat!("grouped_gemm_sm80_", $kind, "_64"),
+            concat!("grouped_gemm_sm80_", $kind, "_128"),
+        ]
+    };
+}
+
+/// `None` for types that no tensor core multiplies in one instruction.
+fn tensor_cores(shape: &GemmShape) -> Option<Tiled> {
+    let f32_rows = shape.input == DType::F32;
+    if shape.weight == DType::F32 || !(f32_rows || shape.input == shape.weight) {
+        return None;
+    }
+    let names = match (shape.weight, f32_rows, shape.kn) {
+        (DType::BF16, false, false) => sm80!("bf16"),
+        (DType::BF16, false, true) => sm80!("bf16_kn"),
+        (DType::BF16, true, false) => sm80!("bf16_f32"),
+        (DType::BF16, true, true) => sm80!("bf16_f32_kn"),
+        (_, false, false) => sm80!("f16"),
+        (_, false, true) => sm80!("f16_kn"),
+        (_, true, false) => sm80!("f16_f32"),
+        (_, true, true) => sm80!("f16_f32_kn"),
+    };
+    // Rows of an expert, were they spread evenly over as many experts as they can be.
+    let rows_per_expert = shape.rows.div_ceil(shape.num_experts.clamp(1, shape.rows.max(1)));
+    let (name, rows, threads, blocks_per_sm) = match rows_per_expert {
+        0..=16 => (names[0], 16, 128, 4),
+        17..=96 => (names[1], 64, 128, if f32_rows { 2 } else { 3 }),
+        _ => (names[2], 128, 256, if f32_rows { 1 } else { 2 }),
+    };
+    let row_size = if f32_rows { 4 } else { 2 };
+    let shared_bytes = STAGES * DEPTH * (rows * row_size + COLUMNS * 2);
+    let kernel = Kernel { file: "grouped_gemm_sm80", name };
+    Some(Tiled { kernel, rows, columns: COLUMNS, threads, shared_bytes, blocks_per_sm })
+}
+
+/// As many blocks as the device runs at a time, or as there can be tiles, however rows are spread over experts.
+pub(super) fn num_blocks(params: &GroupedGemmParams, path: &Tiled, num_sms: u32) -> u32 {
+    if params.num_rows == 0 {
+        return 0;
+    }
+    let experts = u64::from(params.num_experts.min(params.num_rows));
+    let row_tiles = u64::from(params.num_rows / path.rows) + experts;
+    let tiles = row_tiles * u64::from(params.n.div_ceil(path.columns));
+    tiles.min(u64::from(path.blocks_per_sm * num_sms)) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use bytemuck::Zeroable;
+
+    use super::*;
+
+    const SHAPE: GemmShape = GemmShape {
+        rows: 200,
+        num_experts: 80,
+        input: DType::BF16,
+        weight: DType::BF16,
+        kn: false,
+        eights: true,
+        batch_invariant: false,
+    };
+
+    fn name(shape: GemmShape) -> &'static str {
+        match choose(&shape) {
+            GemmPath::Decode { kernel, .. } => kernel.name,
+            GemmPath::Tiled(path) => path.kernel.name,
+        }
+    }
+
+    #[test]
+    fn tiles_grow_with_the_rows_of_an_expert() {
+        for (rows, tile) in [(129, 16), (1280, 16), (1281, 64), (7680, 64), (7681, 128), (1 << 31, 128)] {
+            let path = tensor_cores(&GemmShape { rows, ..SHAPE }).unwrap();
+            assert_eq!(path.rows, tile, "{rows}");
+            assert_eq!(choose(&GemmShape { rows, ..SHAPE }), GemmPath::Tiled(path));
+        }
+    }
+
+    #[test]
+    fn few_rows_are_decoded() {
+        for (rows, num_experts, decoded) in [
+            (0, 1, true),
+            (8, 1, true),
+            (9, 1, false),
+            (16, 8, true),
+            (17, 8, false),
+            (128, 256, true),
+            (129, 256, false),
+        ] {
+            let shape = GemmShape { rows, num_experts, ..SHAPE };
+            assert_eq!(name(shape) == "decode_bf16", decoded, "{shape:?}");
+            assert_ne!(name(GemmShape { batch_invariant: true, ..shape }), "decode_bf16");
+            assert_ne!(name(GemmShape { eights: false, ..shape }), "decode_bf16");
+        }
+        assert_eq!(name(GemmShape { rows: 1, weight: DType::F32, kn: true, ..SHAPE }), "decode_kn_f32");
+    }
+
+    #[test]
+    fn types_have_their_kernels() {
+        let f16 = GemmShape { input: DType::F16, weight: DType::F16, ..SHAPE };
+        assert_eq!(name(SHAPE), "grouped_gemm_sm80_bf16_16");
+        assert_eq!(name(GemmShape { kn: true, ..SHAPE }), "grouped_gemm_sm80_bf16_kn_16");
+        assert_eq!(name(GemmShape { input: DType::F32, ..SHAPE }), "grouped_gemm_sm80_bf16_f32_16");
+        assert_eq!(name(GemmShape { rows: 9999, ..f16 }), "grouped_gemm_sm80_f16_128");
+        assert_eq!(name(GemmShape { weight: DType::BF16, ..f16 }), "grouped_gemm_simt");
+        assert_eq!(name(GemmShape { weight: DType::F32, ..SHAPE }), "grouped_gemm_simt");
+    }
+
+    #[test]
+    fn shared_memory_is_what_devices_have() {
+        for rows in [80, 1600, 99999] {
+            for input in [DType::BF16, DType::F32] {
+                let path = tensor_cores(&GemmShape { rows, input, ..SHAPE }).unwrap();
+                // sm_86 and sm_89 have the least: 99 KiB.
+                assert!(path.shared_bytes + 4 * 513 <= 99 << 10, "{path:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_grid_is_no_larger_than_the_work_or_the_device() {
+        let blocks = |num_rows, num_experts, n| {
+            num_blocks(&GroupedGemmParams { num_rows, num_experts, n, ..GroupedGemmParams::zeroed() }, &SIMT, 100)
+        };
+        assert_eq!(blocks(0, 8, 4096), 0);
+        // One row: whichever expert has it, one tile of rows.
+        assert_eq!(blocks(1, 8, 4096), 64);
+        assert_eq!(blocks(65, 1, 64), 2);
+        assert_eq!(blocks(1 << 31, 4096, 1 << 24), 400);
+    }
+}
