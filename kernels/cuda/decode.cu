@@ -7,8 +7,7 @@
 //   decode_*; input, weight and output f32, bf16 or f16 each; everything is summed in f32
 //
 // Grid: x slabs of columns, y rows. The block of a row whose place among its expert's rows is a multiple of 4 does that
-// row and up to 3 after it; the others have nothing to do. Rows are sorted by expert, or, where row_experts says whose each
-// is, in any order and done one by one.
+// row and up to 3 after it; the others have nothing to do.
 //
 // Thread roles: decode_*: a warp has 4 columns of the product (with a gate, gate and up of 2 outputs), its lanes eights
 // of K. decode_kn_*: a block has 64 columns; a thread has 8 of them and every 32nd K.
@@ -42,19 +41,14 @@ __device__ __forceinline__ uint32_t find_expert(const GroupedGemmParams& p, uint
 
 __device__ __forceinline__ Rows find_rows(const GroupedGemmParams& p, uint32_t row) {
   Rows rows = {0, row, 0, {}};
-  if (p.row_experts != 0) {
-    rows.expert = at<const uint32_t>(p.row_experts)[row];
-    rows.count = rows.expert < p.num_experts ? 1 : 0;
-  } else {
-    uint32_t start = 0, end = p.num_rows;
-    if (p.expert_offsets != 0) {
-      rows.expert = find_expert(p, row);
-      if (rows.expert == p.num_experts) return rows;
-      start = at<const uint32_t>(p.expert_offsets)[rows.expert];
-      end = min(at<const uint32_t>(p.expert_offsets)[rows.expert + 1], p.num_rows);
-    }
-    rows.count = (row - start) % ROWS == 0 ? min(ROWS, end - row) : 0;
+  uint32_t start = 0, end = p.num_rows;
+  if (p.expert_offsets != 0) {
+    rows.expert = find_expert(p, row);
+    if (rows.expert == p.num_experts) return rows;
+    start = at<const uint32_t>(p.expert_offsets)[rows.expert];
+    end = min(at<const uint32_t>(p.expert_offsets)[rows.expert + 1], p.num_rows);
   }
+  rows.count = (row - start) % ROWS == 0 ? min(ROWS, end - row) : 0;
 #pragma unroll
   for (uint32_t r = 0; r < ROWS; r++) rows.input[r] = r < rows.count ? input_row(p, row + r).row * p.k : 0;
   return rows;

@@ -6,11 +6,12 @@
 // lane knows the best of its own, two reductions over integers find the best of those, and only its owner looks again.
 // Ids are unique and in range whatever the logits are: a NaN orders as -inf, and a picked expert leaves the choice.
 //
+// With two levels of groups and experts: common/route_levels.cuh.
 // With capacity, what one token gets depends on the others: route_pick picks and says by what, route_capacity.cu decides
 // which slots are kept, and route_weigh weighs those.
 //
 // Shared memory (dynamic), per warp: see common/route_rule.cuh.
-#include "common/route_weigh.cuh"
+#include "common/route_levels.cuh"
 
 namespace {
 
@@ -38,6 +39,7 @@ extern "C" __global__ void __launch_bounds__(128) route(const __grid_constant__ 
   if (t.token >= p.num_tokens) return;
   const Softmax over_all = load(t);
   t.make_keys(over_all);
+  if (p.selection == SELECT_LEVELS) return route_by_level(t);
   t.pick(over_all);
   for (uint32_t i = lane_id(); i < p.top_k; i += 32) slots(t, p.topk_ids)[i] = t.ids[i];
   weigh(t, over_all, t.ids);

@@ -15,7 +15,7 @@ namespace {
 
 enum Order : uint32_t { FIRST_CHOICES = 0, BATCH_PRIORITY = 1, TOKENS = 2, SCORES = 3 };
 
-extern __shared__ uint32_t load[];
+extern __shared__ uint32_t given[];
 
 // What the queue is ordered by: tokens by their best choice's score, or slots by their own.
 __device__ __forceinline__ uint32_t priority(const CapacityParams& p, uint32_t i) {
@@ -33,7 +33,7 @@ __device__ __forceinline__ uint32_t slot_at(const CapacityParams& p, uint32_t fi
 }
 
 __device__ __forceinline__ bool has_room(const CapacityParams& p, uint32_t expert) {
-  return expert >= p.num_experts || load[expert] < p.limit;
+  return expert >= p.num_experts || given[expert] < p.limit;
 }
 
 __device__ __forceinline__ void drop_slots(const CapacityParams& p, uint32_t first_token) {
@@ -44,12 +44,12 @@ __device__ __forceinline__ void drop_slots(const CapacityParams& p, uint32_t fir
     const uint32_t expert = place < num_slots ? at<const uint32_t>(p.picked_ids)[slot] : MASKED;
     const uint32_t peers = __match_any_sync(ALL_LANES, expert);
     const uint32_t rank = __popc(peers & lanes_before);
-    const uint32_t before = expert != MASKED ? load[expert] : 0;
+    const uint32_t before = expert != MASKED ? given[expert] : 0;
     const bool kept = expert != MASKED && (expert >= p.num_experts || before + rank < p.limit);
     if (place < num_slots) at<uint32_t>(p.topk_ids)[slot] = kept ? expert : MASKED;
     __syncwarp();
     // Dropped slots count too: a full expert stays full.
-    if (expert != MASKED && rank == 0) load[expert] = before + __popc(peers);
+    if (expert != MASKED && rank == 0) given[expert] = before + __popc(peers);
     __syncwarp();
   }
 }
@@ -74,7 +74,7 @@ __device__ __forceinline__ void give_next_best(const CapacityParams& p, uint32_t
     __syncwarp();
     if (lane_id() == 0) {
       at<uint32_t>(p.topk_ids)[slot] = best;
-      if (best != MASKED) load[best]++;
+      if (best != MASKED) given[best]++;
     }
     __syncwarp();
   }
@@ -96,7 +96,7 @@ extern "C" __global__ void __launch_bounds__(128) capacity_order(const __grid_co
 }
 
 extern "C" __global__ void __launch_bounds__(32) capacity_give(const __grid_constant__ CapacityParams p) {
-  for (uint32_t e = lane_id(); e < p.num_choices; e += 32) load[e] = 0;
+  for (uint32_t e = lane_id(); e < p.num_choices; e += 32) given[e] = 0;
   __syncwarp();
   const uint32_t first_token = blockIdx.x * p.tokens_per_sequence;
   p.next_best ? give_next_best(p, first_token) : drop_slots(p, first_token);

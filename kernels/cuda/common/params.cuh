@@ -50,8 +50,9 @@ struct RouteParams {
   float scaling_factor;
   float jitter;           // of sparse_mixer
   float noise_scale;      // standard deviation, or scale of random_second
-  uint32_t has_disabled;  // whether a bit of the next is set
-  uint32_t disabled[33];  // bit e of word e / 32: expert e is never chosen
+  uint32_t renormalize_levels;  // of selection hierarchical
+  uint32_t has_disabled;        // whether a bit of the next is set
+  uint32_t disabled[32];        // bit e of word e / 32: expert e is never chosen
 };
 static_assert(sizeof(RouteParams) == 312, "as in params.rs");
 
@@ -100,7 +101,6 @@ struct GroupedGemmParams {
   uint64_t bias;            // [E, N] f32, optional
   uint64_t output;          // [R, n_out]
   uint64_t expert_offsets;  // [E + 1] u32; not there: one expert takes all rows
-  uint64_t row_experts;     // [R] u32, decode only: rows are not sorted, and this is each one's expert
   uint64_t permuted_idx;    // [R] u32; not there: row r reads row r of the input
   uint64_t slot_tokens;     // [S] u32; not there: the token of a slot is slot / top_k
   uint64_t slot_scale;      // [S] f32, optional
@@ -121,7 +121,7 @@ struct GroupedGemmParams {
   uint32_t input_aligned;   // rows of the input start on 16 bytes
   uint32_t weight_aligned;  // so do the contiguous runs of the weights that a kernel reads
 };
-static_assert(sizeof(GroupedGemmParams) == 136, "as in params.rs");
+static_assert(sizeof(GroupedGemmParams) == 128, "as in params.rs");
 
 struct CombineParams {
   uint64_t expert_out;        // [R, H]

@@ -9,7 +9,7 @@
 
 enum Score : uint32_t { SCORE_LOGIT = 0, SCORE_SOFTMAX = 1, SCORE_SIGMOID = 2, SCORE_SQRT_SOFTPLUS = 3 };
 enum Weight : uint32_t { WEIGHT_SCORE = 0, WEIGHT_SOFTMAX_OVER_SELECTED = 1, WEIGHT_SIGMOID = 2, WEIGHT_ONE = 3 };
-enum Selection : uint32_t { SELECT_TOP_K = 0, SELECT_SPARSE_MIXER = 1, SELECT_HASH = 2 };
+enum Selection : uint32_t { SELECT_TOP_K = 0, SELECT_SPARSE_MIXER = 1, SELECT_HASH = 2, SELECT_LEVELS = 3 };
 enum Noise : uint32_t {
   NOISE_NONE = 0,
   NOISE_NORMAL = 1,
@@ -63,7 +63,10 @@ struct Token {
   }
 
   __device__ __forceinline__ void load_logits() {
-    const float* row = at<const float>(p.router_logits) + static_cast<uint64_t>(token) * p.num_choices;
+    // Of two levels, the groups' logits come first.
+    const uint32_t before = p.selection == SELECT_LEVELS ? p.num_groups : 0;
+    const uint64_t start = static_cast<uint64_t>(token) * (before + p.num_choices) + before;
+    const float* row = at<const float>(p.router_logits) + start;
     for (uint32_t e = lane_id(); e < p.num_choices; e += 32) {
       logits[e] = is_disabled(e) ? __int_as_float(0x7fc00000) : transform(row[e]) + logit_noise(e);
     }
@@ -108,7 +111,7 @@ struct Token {
       keys[e] = by_score || group_by_score ? biased_score_key(e, over_all) : order_key(logits[e]);
     }
     __syncwarp();
-    if (p.num_groups != 0) keep_best_groups(by_score);
+    if (p.num_groups != 0 && p.selection != SELECT_LEVELS) keep_best_groups(by_score);
     if (!p.has_disabled) return;
     for (uint32_t e = lane_id(); e < p.num_choices; e += 32) {
       if (is_disabled(e)) keys[e] = 0;

@@ -56,15 +56,26 @@ class Tiles {
     return min(at<const uint32_t>(p.expert_offsets)[expert], p.num_rows);
   }
 
+  __device__ __forceinline__ uint32_t row_tiles_of(uint32_t expert) const {
+    if (expert >= p.num_experts) return 0;
+    const uint32_t first = offset(expert);
+    return (max(offset(expert + 1), first) - first + TILE_ROWS - 1) / TILE_ROWS;
+  }
+
+  // By one warp, 32 experts after another; the loads of several go out together.
   __device__ __forceinline__ void count_row_tiles() {
+    constexpr uint32_t TOGETHER = 4;
     uint32_t before = 0;
-    for (uint32_t first = 0; first < p.num_experts; first += 32) {
-      const uint32_t e = first + lane_id();
-      uint32_t tiles = 0;
-      if (e < p.num_experts) tiles = (max(offset(e + 1), offset(e)) - offset(e) + TILE_ROWS - 1) / TILE_ROWS;
-      const uint32_t inclusive = warp_inclusive_sum(tiles);
-      if (e < p.num_experts) row_tiles_before[e] = before + inclusive - tiles;
-      before += __shfl_sync(ALL_LANES, inclusive, 31);
+    for (uint32_t first = lane_id(); first - lane_id() < p.num_experts; first += 32 * TOGETHER) {
+      uint32_t tiles[TOGETHER];
+#pragma unroll
+      for (uint32_t i = 0; i < TOGETHER; i++) tiles[i] = row_tiles_of(first + i * 32);
+#pragma unroll
+      for (uint32_t i = 0; i < TOGETHER; i++) {
+        const uint32_t expert = first + i * 32, inclusive = warp_inclusive_sum(tiles[i]);
+        if (expert < p.num_experts) row_tiles_before[expert] = before + inclusive - tiles[i];
+        before += __shfl_sync(ALL_LANES, inclusive, 31);
+      }
     }
     if (lane_id() == 0) row_tiles_before[p.num_experts] = before;
   }

@@ -104,7 +104,6 @@ fn params(args: &mut GroupedGemmArgs<'_>) -> Result<GroupedGemmParams> {
         bias: optional_address(args.bias)?,
         output: address_mut(&mut args.output)?,
         expert_offsets: optional_address(args.expert_offsets)?,
-        row_experts: 0,
         permuted_idx: optional_address(gather.permuted_idx)?,
         slot_tokens: optional_address(gather.slot_tokens)?,
         slot_scale: optional_address(gather.slot_scale)?,

@@ -76,8 +76,9 @@ params! {
         scaling_factor: f32,
         jitter: f32,
         noise_scale: f32,
+        renormalize_levels: u32,
         has_disabled: u32,
-        disabled: [u32; 33],
+        disabled: [u32; 32],
     }
 }
 
@@ -128,13 +129,12 @@ params! {
 
 params! {
     /// Of the kernels of `grouped_gemm`: `grouped_gemm_simt.cu`, `grouped_gemm_sm80.cu`, `decode.cu`.
-    GroupedGemmParams, 136 {
+    GroupedGemmParams, 128 {
         input: u64,
         weight: u64,
         bias: u64,
         output: u64,
         expert_offsets: u64,
-        row_experts: u64,
         permuted_idx: u64,
         slot_tokens: u64,
         slot_scale: u64,

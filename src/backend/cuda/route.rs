@@ -30,8 +30,11 @@ pub(super) fn route(queue: &mut Queue<'_>, mut args: RouteArgs<'_>) -> Result<()
     let params = params(&mut args)?;
     match &args.config.capacity {
         Some(capacity) => route_capacity::route(queue, &args, capacity, &params)?,
-        // SAFETY: the kernel takes this struct, and stays within the shapes that `ops` has checked against the memory.
-        None => unsafe { queue.launch(ROUTE, per_token(&params)?, &params)? },
+        None => {
+            let config = per_token(&params)?;
+            // SAFETY: the kernel takes this struct, and stays within the shapes that `ops` has checked against the memory.
+            unsafe { queue.launch(ROUTE, config, &params)? }
+        }
     }
     if args.config.expert_map.is_empty() {
         return Ok(());
@@ -42,10 +45,9 @@ pub(super) fn route(queue: &mut Queue<'_>, mut args: RouteArgs<'_>) -> Result<()
 /// What of the rule is not on the device yet.
 fn missing(args: &RouteArgs<'_>) -> Option<&'static str> {
     match args.config.selection {
-        Selection::TopK | Selection::SparseMixer { .. } | Selection::Hash { .. } => {}
+        Selection::TopK | Selection::SparseMixer { .. } | Selection::Hash { .. } | Selection::Hierarchical { .. } => {}
         Selection::ExpertChoice { .. } => return Some("routing by expert choice"),
         Selection::Sinkhorn { .. } => return Some("routing by sinkhorn"),
-        Selection::Hierarchical { .. } => return Some("hierarchical routing"),
     }
     let listed = args.config.expert_map.len().max(args.config.expert_states.len());
     match args.config {
@@ -73,7 +75,13 @@ pub(super) fn per_token(params: &RouteParams) -> Result<LaunchConfig> {
 fn params(args: &mut RouteArgs<'_>) -> Result<RouteParams> {
     let config = args.config;
     let inputs = args.inputs;
-    let (num_groups, topk_groups) = config.groups.map_or((0, 0), |groups| (groups.num_groups, groups.topk_groups));
+    let (num_groups, topk_groups) = match (config.selection, config.groups) {
+        (Selection::Hierarchical { num_groups, topk_groups, .. }, _) => (num_groups, topk_groups),
+        (_, Some(groups)) => (groups.num_groups, groups.topk_groups),
+        (_, None) => (0, 0),
+    };
+    // Of two levels, the logits of the groups come first.
+    let num_choices = args.router_logits.dims()[1] - config.num_group_logits();
     let renormalize = config.renormalize.unwrap_or_default();
     let (noise, noise_scale) = match config.noise.map(|noise| noise.kind) {
         // Jitter is on the router's input.
@@ -94,7 +102,7 @@ fn params(args: &mut RouteArgs<'_>) -> Result<RouteParams> {
         hash_seed: if let Selection::Hash { seed } = config.selection { seed } else { 0 },
         noise_seed: config.noise.map_or(0, |noise| noise.seed),
         num_tokens: count("num_tokens", args.router_logits.dims()[0])?,
-        num_choices: count("num_choices", args.router_logits.dims()[1])?,
+        num_choices: count("num_choices", num_choices)?,
         top_k: count("top_k", config.top_k)?,
         num_groups: count("num_groups", num_groups)?,
         topk_groups: count("topk_groups", topk_groups)?,
@@ -104,6 +112,7 @@ fn params(args: &mut RouteArgs<'_>) -> Result<RouteParams> {
         selection: match config.selection {
             Selection::SparseMixer { .. } => 1,
             Selection::Hash { .. } => 2,
+            Selection::Hierarchical { .. } => 3,
             _ => 0,
         },
         group_score: config.groups.map_or(0, |groups| (groups.score == GroupScore::SumTop2).into()),
@@ -117,6 +126,7 @@ fn params(args: &mut RouteArgs<'_>) -> Result<RouteParams> {
         renormalize_p: renormalize.p,
         scaling_factor: config.scaling_factor,
         jitter: if let Selection::SparseMixer { jitter } = config.selection { jitter } else { 0.0 },
+        renormalize_levels: matches!(config.selection, Selection::Hierarchical { renormalize_levels: true, .. }).into(),
         has_disabled: (0..config.expert_states.len()).any(|e| config.is_disabled(e)).into(),
         disabled: disabled(config),
         ..RouteParams::zeroed()
@@ -124,8 +134,8 @@ fn params(args: &mut RouteArgs<'_>) -> Result<RouteParams> {
 }
 
 /// One bit for each expert that is never chosen.
-fn disabled(config: &RouterConfig) -> [u32; 33] {
-    let mut bits = [0; 33];
+fn disabled(config: &RouterConfig) -> [u32; 32] {
+    let mut bits = [0; 32];
     for e in (0..config.expert_states.len().min(MAX_LISTED)).filter(|&e| config.is_disabled(e)) {
         bits[e / 32] |= 1 << (e % 32);
     }
