@@ -1,5 +1,6 @@
 // The counter-based generator of src/routing/noise.rs: the same key gives the same bits as there.
 #pragma once
+#include <cmath>
 #include <cstdint>
 
 // What numbers are drawn for.
@@ -24,16 +25,24 @@ __device__ __forceinline__ float draw_uniform(uint64_t seed, uint32_t stream, ui
   return (static_cast<float>(philox(seed, stream, a, b).x >> 8) + 0.5f) * (1.f / 16777216.f);
 }
 
-// Standard normal (Box-Muller), in f64 so that it rounds as on other devices.
+// Standard normal (Box-Muller). Logarithms near 1 are taken of the distance to 1, which is exact: f32 loses nothing.
 __device__ __forceinline__ float draw_normal(uint64_t seed, uint32_t stream, uint32_t a, uint32_t b) {
+  constexpr float UNIT = 1.f / 4294967295.f;
   const uint4 bits = philox(seed, stream, a, b);
-  const double x = (bits.x + 0.5) / 4294967295.0, y = (bits.y + 0.5) / 4294967295.0;
-  return static_cast<float>(sqrt(-2.0 * log(fmin(x, 1.0))) * cospi(2.0 * y));
+  const float x = (static_cast<float>(bits.x) + 0.5f) * UNIT;
+  const float to_one = fmaxf((static_cast<float>(~bits.x) - 0.5f) * UNIT, 0.f);
+  const float log_x = bits.x < 0x80000000u ? logf(x) : log1pf(-to_one);
+  // A turn less is the same angle, and nearer to 0.
+  const float turns = (static_cast<float>(static_cast<int32_t>(bits.y)) + 0.5f) * UNIT;
+  return sqrtf(-2.f * log_x) * cospif(2.f * turns);
 }
 
-// Standard Gumbel.
+// Standard Gumbel, -ln(-ln u) of `draw_uniform`'s u.
 __device__ __forceinline__ float draw_gumbel(uint64_t seed, uint32_t stream, uint32_t a, uint32_t b) {
-  return -static_cast<float>(log(-log(static_cast<double>(draw_uniform(seed, stream, a, b)))));
+  constexpr float UNIT = 1.f / 16777216.f;
+  const float steps = static_cast<float>(philox(seed, stream, a, b).x >> 8) + 0.5f;
+  const float log_u = steps < 8388608.f ? logf(steps * UNIT) : log1pf(-((16777216.f - steps) * UNIT));
+  return -logf(-log_u);
 }
 
 // A whole number below `n`.
