@@ -27,3 +27,8 @@ pub use parse::ParseError;
 pub use report::{Fault, FaultKind, Party, Place};
 pub use tensor_map::{OobFill, Swizzle, TensorMap, TensorType};
 pub use types::{Space, Ty};
+
+/// Every opcode form that is accepted, with the family it belongs to; cache hints one at a time.
+pub fn forms() -> Vec<(&'static str, String)> {
+    isa::forms()
+}

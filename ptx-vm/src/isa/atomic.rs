@@ -2,7 +2,7 @@
 
 use super::data::space;
 use super::memory::{Order, Scope, addresses, poll};
-use super::scalar::{LaneFn, lookup};
+use super::scalar::LaneFn;
 use super::{Form, Op, arity};
 use crate::ir::{Addr, Reg};
 use crate::lower::Cx;
@@ -11,7 +11,50 @@ use crate::parse::ast::Operand;
 use crate::report::{FaultKind, Raise};
 use crate::types::{Space, Ty, truncate};
 
-pub(crate) const OPCODES: &[&str] = &["atom", "red"];
+/// Order, scope and space of `atom`.
+macro_rules! atom {
+    ($operations:expr) => {
+        concat!(
+            "atom[.relaxed|.acquire|.release|.acq_rel][.cta|.cluster|.gpu|.sys]",
+            "[.global|.shared|.shared::cta|.shared::cluster]",
+            $operations
+        )
+    };
+}
+
+macro_rules! red {
+    ($operations:expr) => {
+        concat!(
+            "red[.relaxed|.release][.cta|.cluster|.gpu|.sys][.global|.shared|.shared::cta|.shared::cluster]",
+            $operations
+        )
+    };
+}
+
+/// Operations that need no old value.
+macro_rules! common {
+    () => {
+        concat!(
+            "(.and.(b32|b64)|.or.(b32|b64)|.xor.(b32|b64)|.inc.u32|.dec.u32|.add.(u32|s32|u64|f32|f64)",
+            "|.add.noftz.(f16|f16x2|bf16|bf16x2)|.min.(u32|s32|u64|s64)|.max.(u32|s32|u64|s64))"
+        )
+    };
+}
+
+/// Vectors, in global memory only.
+macro_rules! vectors {
+    () => {
+        "[.global](.add.(v2|v4).f32|(.add|.min|.max).noftz.(v2|v4).(f16|f16x2|bf16|bf16x2))"
+    };
+}
+
+pub(crate) const FORMS: &[&str] = &[
+    atom!(common!()),
+    atom!("(.exch.(b32|b64)|.cas.(b16|b32|b64))"),
+    concat!("atom[.relaxed|.acquire|.release|.acq_rel][.cta|.cluster|.gpu|.sys]", vectors!()),
+    red!(common!()),
+    concat!("red[.relaxed|.release][.cta|.cluster|.gpu|.sys]", vectors!()),
+];
 
 /// What happens to the value in memory.
 #[derive(Clone, Copy, Debug)]
@@ -100,7 +143,7 @@ fn operation(word: &str, ty: Ty) -> Option<Rmw> {
 /// The scalar function of the same name.
 fn row(word: &str, ty: Ty) -> Option<LaneFn> {
     let name = format!("{word}.{ty:?}").to_lowercase();
-    lookup(&name).ok().map(|(row, _)| row.run)
+    super::row_of(&name).map(|row| row.run)
 }
 
 impl Atomic {

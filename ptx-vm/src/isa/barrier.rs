@@ -6,10 +6,18 @@ use super::{Form, Op};
 use crate::ir::{Pred, Reg};
 use crate::lower::Cx;
 use crate::machine::{At, Flow, Machine, Wait, no_poison};
+use crate::mem::shadow::Stamp;
 use crate::parse::ast::Operand;
 use crate::report::{FaultKind, Raise};
 
-pub(crate) const OPCODES: &[&str] = &["bar", "barrier"];
+pub(crate) const FORMS: &[&str] = &[
+    "bar[.cta].(sync|arrive)",
+    "bar[.cta].red.(and|or).pred",
+    "bar[.cta].red.popc.u32",
+    "barrier[.cta].(sync|arrive)[.aligned]",
+    "barrier[.cta].red.(and|or)[.aligned].pred",
+    "barrier[.cta].red.popc[.aligned].u32",
+];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -146,13 +154,15 @@ fn arrive(m: &mut Machine, at: At, op: &BarrierOp, id: usize, count: Option<u32>
     let vote = m.warp(at).pred(op.vote) & at.lanes;
     let threads = m.warp(at).threads;
     let lanes = at.lanes;
+    let who = m.who(at, lanes.trailing_zeros() as usize);
     let barrier = &mut m.ctas[at.cta].barriers[id];
     if barrier.arrived > 0 && barrier.expected != count {
         let show = |c: Option<u32>| c.map_or("all threads".to_string(), |n| format!("{n} threads"));
         let text = format!("barrier {id} waits for {} here and {} elsewhere", show(count), show(barrier.expected));
-        return Err(FaultKind::Barrier(text).into());
+        return Err(Raise::from(FaultKind::Barrier(text)).other(barrier.first));
     }
     if barrier.arrived == 0 {
+        barrier.first = Stamp::by(who, at.pc);
         barrier.votes = [1, 0, 0];
     }
     barrier.expected = count;
@@ -176,7 +186,7 @@ fn is_complete(m: &Machine, cta: usize, id: usize) -> Result<bool, Raise> {
     let expected = barrier.expected.unwrap_or_else(|| cta.running());
     if barrier.arrived > expected {
         let text = format!("{} threads arrive at barrier {id}, which waits for {expected}", barrier.arrived);
-        return Err(FaultKind::Barrier(text).into());
+        return Err(Raise::from(FaultKind::Barrier(text)).other(barrier.first));
     }
     Ok(barrier.arrived == expected)
 }

@@ -3,17 +3,30 @@
 use std::collections::VecDeque;
 
 use super::memory::addresses;
-use super::scalar::{LaneFn, lookup};
+use super::scalar::LaneFn;
 use super::{Form, Op, mbarrier};
 use crate::ir::{Addr, Reg};
 use crate::lower::Cx;
 use crate::machine::{AsyncOp, At, Flow, Machine, Segment, Signal, Target, lanes, no_poison};
-use crate::mem::clock::{ASYNC_LANE, ASYNC_READ_LANE};
+use crate::mem::clock::{ASYNC_LANE, ASYNC_READ_LANE, Who};
+use crate::mem::shadow::Stamp;
 use crate::parse::ast::Operand;
 use crate::report::{FaultKind, Raise};
 use crate::types::{Space, Ty};
 
-pub(crate) const OPCODES: &[&str] = &["cp.async.bulk", "cp.reduce.async.bulk"];
+pub(crate) const FORMS: &[&str] = &[
+    "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes[.multicast::cluster]{.L2::cache_hint}",
+    "cp.async.bulk.shared::cta.global.mbarrier::complete_tx::bytes{.L2::cache_hint}",
+    "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes",
+    "cp.async.bulk.global.shared::cta.bulk_group{.L2::cache_hint}",
+    "cp.reduce.async.bulk.global.shared::cta.bulk_group{.L2::cache_hint}.(and|or|xor).(b32|b64)",
+    "cp.reduce.async.bulk.global.shared::cta.bulk_group{.L2::cache_hint}.add.(u32|s32|u64|f32|f64)",
+    "cp.reduce.async.bulk.global.shared::cta.bulk_group{.L2::cache_hint}.add.noftz.(f16|bf16)",
+    "cp.reduce.async.bulk.global.shared::cta.bulk_group{.L2::cache_hint}.(min|max).(u32|s32|u64|s64|f16|bf16)",
+    "cp.async.bulk.commit_group",
+    "cp.async.bulk.wait_group[.read]",
+    "cp.async.bulk.prefetch.L2.global{.L2::cache_hint}",
+];
 
 /// How a reduction combines what is there with what arrives.
 #[derive(Clone, Copy, Debug)]
@@ -78,13 +91,7 @@ pub(crate) fn decode(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<Op
         let [left] = ops else { return Err("expected a count".into()) };
         return Ok(Op::Bulk(Bulk::Wait { left: cx.value(left)?, read }));
     }
-    if form.take("tensor") {
-        return super::tensor::decode(cx, form, ops, reduces);
-    }
     if form.take("prefetch") {
-        if form.take("tensor") {
-            return super::tensor::decode_prefetch(form);
-        }
         form.require("L2")?;
         form.require("global")?;
         form.take("L2::cache_hint");
@@ -141,7 +148,7 @@ pub(crate) fn reduction_of(word: &str, ty: Ty) -> Option<Reduce> {
     if !matches!(word, "add" | "min" | "max" | "and" | "or" | "xor") {
         return None;
     }
-    let (row, _) = lookup(&format!("{word}.{ty:?}").to_lowercase()).ok()?;
+    let row = super::row_of(&format!("{word}.{ty:?}").to_lowercase())?;
     Some(Reduce { run: row.run, bytes: ty.bytes() })
 }
 
@@ -319,8 +326,9 @@ pub(crate) fn combine(m: &mut Machine, at: At, segment: &Segment, reduce: Reduce
 pub(crate) fn check_exit(m: &Machine, at: At) -> Result<(), Raise> {
     for lane in lanes(at.lanes) {
         let groups = &m.warp(at).bulk.lanes[lane];
-        if !groups.open.is_empty() || groups.groups.iter().any(|g| !g.is_empty()) {
-            return Err(fault("thread exits with bulk stores never waited for").lane(lane));
+        if let Some(op) = groups.groups.iter().flatten().chain(&groups.open).next() {
+            let other = Stamp::by(Who { lane: ASYNC_LANE, ..m.who(at, lane) }, op.at.pc);
+            return Err(fault("thread exits with bulk stores never waited for").lane(lane).other(other));
         }
     }
     Ok(())

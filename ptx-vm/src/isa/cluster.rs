@@ -12,7 +12,15 @@ use crate::parse::ast::Operand;
 use crate::report::{FaultKind, Raise};
 use crate::types::{Space, truncate};
 
-pub(crate) const OPCODES: &[&str] = &["barrier.cluster", "mapa", "getctarank", "griddepcontrol"];
+pub(crate) const FORMS: &[&str] = &[
+    "barrier.cluster.arrive[.release|.relaxed][.aligned]",
+    "barrier.cluster.wait[.acquire][.aligned]",
+    "mapa.shared::cluster.(u32|u64)",
+    "mapa.u64",
+    "getctarank.shared::cluster.(u32|u64)",
+    "getctarank.u64",
+    "griddepcontrol.(wait|launch_dependents)",
+];
 
 /// The barrier of a cluster.
 #[derive(Debug, Default)]

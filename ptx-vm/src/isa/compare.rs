@@ -9,7 +9,28 @@ use crate::parse::ast::Operand;
 use crate::report::Raise;
 use crate::types::{Ty, sign_extend, truncate};
 
-pub(crate) const OPCODES: &[&str] = &["setp", "set", "selp", "slct", "testp"];
+pub(crate) const FORMS: &[&str] = &[
+    "setp(.eq|.ne)[.and|.or|.xor].(b16|b32|b64)",
+    "setp(.eq|.ne|.lt|.le|.gt|.ge)[.and|.or|.xor].(s16|s32|s64)",
+    "setp(.eq|.ne|.lt|.le|.gt|.ge|.lo|.ls|.hi|.hs)[.and|.or|.xor].(u16|u32|u64)",
+    "setp(.eq|.ne|.lt|.le|.gt|.ge|.equ|.neu|.ltu|.leu|.gtu|.geu|.num|.nan)[.and|.or|.xor].(f64|bf16|bf16x2)",
+    "setp(.eq|.ne|.lt|.le|.gt|.ge|.equ|.neu|.ltu|.leu|.gtu|.geu|.num|.nan)[.and|.or|.xor][.ftz].(f32|f16|f16x2)",
+    "set(.eq|.ne)[.and|.or|.xor].(u32|s32|f32).(b16|b32|b64)",
+    "set(.eq|.ne|.lt|.le|.gt|.ge)[.and|.or|.xor].(u32|s32|f32).(s16|s32|s64)",
+    "set(.eq|.ne|.lt|.le|.gt|.ge|.lo|.ls|.hi|.hs)[.and|.or|.xor].(u32|s32|f32).(u16|u32|u64)",
+    "set(.eq|.ne|.lt|.le|.gt|.ge|.equ|.neu|.ltu|.leu|.gtu|.geu|.num|.nan)[.and|.or|.xor].(u32|s32|f32).f64",
+    "set(.eq|.ne|.lt|.le|.gt|.ge|.equ|.neu|.ltu|.leu|.gtu|.geu|.num|.nan)[.and|.or|.xor][.ftz].(u32|s32|f32).(f32|f16)",
+    "set(.eq|.ne|.lt|.le|.gt|.ge|.equ|.neu|.ltu|.leu|.gtu|.geu|.num|.nan)[.and|.or|.xor].(u32|s32|f32).bf16",
+    "selp.(b16|b32|b64|u16|u32|u64|s16|s32|s64|f32|f64)",
+    "slct.(b16|b32|b64|u16|u32|u64|s16|s32|s64|f32|f64).s32",
+    "slct[.ftz].(b16|b32|b64|u16|u32|u64|s16|s32|s64|f32|f64).f32",
+    "testp.(finite|infinite|number|notanumber|normal|subnormal).(f32|f64)",
+    "and.pred",
+    "or.pred",
+    "xor.pred",
+    "not.pred",
+    "mov.pred",
+];
 
 /// A comparison operator; unordered ones are true for NaN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,12 +76,16 @@ impl Cmp {
             let v = f32::from_bits(bits as u32);
             if ftz && v.is_subnormal() { 0.0 } else { v }
         };
-        let half = |bits: u64| bits as u16 as u32;
+        let half = |bits: u64| {
+            let v = F16.decode(bits as u16 as u32);
+            if ftz && v.abs() < f64::powi(2.0, -14) { 0.0 } else { v }
+        };
+        let bhalf = |bits: u64| BF16.decode(bits as u16 as u32);
         self.holds(match ty {
             Ty::F32 => flush(a).partial_cmp(&flush(b)),
             Ty::F64 => f64::from_bits(a).partial_cmp(&f64::from_bits(b)),
-            Ty::F16 => F16.decode(half(a)).partial_cmp(&F16.decode(half(b))),
-            Ty::BF16 => BF16.decode(half(a)).partial_cmp(&BF16.decode(half(b))),
+            Ty::F16 => half(a).partial_cmp(&half(b)),
+            Ty::BF16 => bhalf(a).partial_cmp(&bhalf(b)),
             _ if ty.signed() && !self.unsigned => Some(sign_extend(a, ty.bytes()).cmp(&sign_extend(b, ty.bytes()))),
             _ => Some(truncate(a, ty.bytes()).cmp(&truncate(b, ty.bytes()))),
         })
@@ -113,6 +138,13 @@ pub(crate) enum Compare {
         dst: Pred,
         other: Pred,
     },
+    /// `setp` of two halves: the lower decides p, the upper q.
+    SetpPair {
+        low: Cmpr,
+        combine: Option<(Bool, Pred)>,
+        dst: Pred,
+        other: Pred,
+    },
     /// `set`: the result is all ones or 1.0.
     Set {
         cmp: Cmpr,
@@ -134,6 +166,7 @@ pub(crate) enum Compare {
         b: Reg,
         c: Reg,
         float: bool,
+        ftz: bool,
         bytes: usize,
     },
     Test {
@@ -165,16 +198,30 @@ fn comparable(ty: Ty) -> bool {
 }
 
 pub(crate) fn decode(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<Op, String> {
+    if form.full().ends_with(".pred") {
+        return decode_predicate_logic(cx, form, ops);
+    }
     let compare = match form.next() {
         "setp" => {
             let (cmp, boolean, ftz) = comparison(form)?;
             let ty = form.ty()?;
-            let (cmp, combine) = operands(cx, (cmp, boolean, ftz, ty), ops)?;
+            let one = match ty {
+                Ty::F16x2 => Ty::F16,
+                Ty::BF16x2 => Ty::BF16,
+                ty => ty,
+            };
+            let (cmp, combine) = operands(cx, (cmp, boolean, ftz, one), ops)?;
             let (dst, other) = match &ops[0] {
                 Operand::Pair(p, q) => (cx.pred_dst(p)?, cx.pred_dst(q)?),
                 p => (cx.pred_dst(p)?, Pred::SINK),
             };
-            Compare::Setp { cmp, combine, dst, other }
+            if one == ty {
+                Compare::Setp { cmp, combine, dst, other }
+            } else if let Operand::Pair(..) = ops[0] {
+                Compare::SetpPair { low: cmp, combine, dst, other }
+            } else {
+                return Err("a comparison of two halves needs two predicates".into());
+            }
         }
         "set" => {
             let (cmp, boolean, ftz) = comparison(form)?;
@@ -195,7 +242,7 @@ pub(crate) fn decode(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<Op
             Compare::Selp { dst: cx.dst(&ops[0])?, a, b, p: cx.pred(&ops[3])?, bytes: ty.bytes() }
         }
         "slct" => {
-            form.take("ftz");
+            let ftz = form.take("ftz");
             let ty = form.ty()?;
             let float = match form.ty()? {
                 Ty::F32 => true,
@@ -204,7 +251,7 @@ pub(crate) fn decode(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<Op
             };
             arity(ops, 4)?;
             let (a, b, c) = (cx.value(&ops[1])?, cx.value(&ops[2])?, cx.value(&ops[3])?);
-            Compare::Slct { dst: cx.dst(&ops[0])?, a, b, c, float, bytes: ty.bytes() }
+            Compare::Slct { dst: cx.dst(&ops[0])?, a, b, c, float, ftz, bytes: ty.bytes() }
         }
         _ => {
             let class = form.take_with(class).ok_or_else(|| form.unknown())?;
@@ -284,13 +331,13 @@ pub(crate) fn decode_predicate_logic(cx: &mut Cx, form: &mut Form, ops: &[Operan
     Ok(Op::Compare(compare))
 }
 
-/// Result of a comparison, its complement, and the lanes where they are poison.
-fn compare_lanes(m: &Machine, at: At, c: &Cmpr, combine: Combine) -> (u32, u32, u32) {
+/// Result of a comparison of the bits from `shift`, its complement, and the lanes where they are poison.
+fn compare_lanes(m: &Machine, at: At, c: &Cmpr, combine: Combine, shift: u32) -> (u32, u32, u32) {
     let warp = m.warp(at);
     let (a, b) = (warp.read(&m.constants, c.a), warp.read(&m.constants, c.b));
     let mut holds = 0;
     for lane in 0..32 {
-        holds |= (c.cmp.lane(c.ty, c.ftz, a[lane], b[lane]) as u32) << lane;
+        holds |= (c.cmp.lane(c.ty, c.ftz, a[lane] >> shift, b[lane] >> shift) as u32) << lane;
     }
     let taint = warp.taint(c.a) | warp.taint(c.b);
     match combine {
@@ -318,13 +365,20 @@ fn classify(class: Class, bits: u64, double: bool) -> bool {
 pub(crate) fn execute(m: &mut Machine, at: At, op: &Compare) -> Result<Flow, Raise> {
     match op {
         Compare::Setp { cmp, combine, dst, other } => {
-            let (holds, not, taint) = compare_lanes(m, at, cmp, *combine);
+            let (holds, not, taint) = compare_lanes(m, at, cmp, *combine, 0);
             let warp = m.warp_mut(at);
             warp.write_pred(*dst, at.lanes, holds, taint);
             warp.write_pred(*other, at.lanes, not, taint);
         }
+        Compare::SetpPair { low, combine, dst, other } => {
+            let (p, _, taint) = compare_lanes(m, at, low, *combine, 0);
+            let (q, _, _) = compare_lanes(m, at, low, *combine, 16);
+            let warp = m.warp_mut(at);
+            warp.write_pred(*dst, at.lanes, p, taint);
+            warp.write_pred(*other, at.lanes, q, taint);
+        }
         Compare::Set { cmp, combine, dst, one } => {
-            let (holds, _, taint) = compare_lanes(m, at, cmp, *combine);
+            let (holds, _, taint) = compare_lanes(m, at, cmp, *combine, 0);
             let out = std::array::from_fn(|l| if holds >> l & 1 == 1 { *one } else { 0 });
             m.warp_mut(at).write(*dst, at.lanes, &out, taint);
         }
@@ -333,11 +387,12 @@ pub(crate) fn execute(m: &mut Machine, at: At, op: &Compare) -> Result<Flow, Rai
             let choice = warp.pred(*p);
             select(m, at, choice, warp.pred_taint(*p), (*dst, *a, *b, *bytes));
         }
-        Compare::Slct { dst, a, b, c, float, bytes } => {
+        Compare::Slct { dst, a, b, c, float, ftz, bytes } => {
             let taint = m.taint(at, *c);
             let choice = (0..32).fold(0, |mask, lane| {
                 let v = m.read(at, *c)[lane] as u32;
-                let yes = if *float { f32::from_bits(v) >= 0.0 } else { v as i32 >= 0 };
+                let f = f32::from_bits(v);
+                let yes = if *float { f >= 0.0 || *ftz && f.is_subnormal() } else { v as i32 >= 0 };
                 mask | (yes as u32) << lane
             });
             select(m, at, choice, taint, (*dst, *a, *b, *bytes));

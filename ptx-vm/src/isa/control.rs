@@ -6,19 +6,20 @@ use crate::machine::{At, Flow, Machine, Wait, lanes};
 use crate::parse::ast::Operand;
 use crate::report::{FaultKind, Raise};
 
-pub(crate) const OPCODES: &[&str] = &[
-    "bra",
-    "call",
-    "ret",
+pub(crate) const FORMS: &[&str] = &[
+    "bra[.uni]",
+    "call[.uni]",
+    "ret[.uni]",
     "exit",
     "trap",
-    "nanosleep",
-    "brkpt",
-    "pmevent",
-    "prefetch",
-    "prefetchu",
-    "applypriority",
-    "discard",
+    "nanosleep.u32",
+    "pmevent[.mask]",
+    "prefetch[.global|.local].(L1|L2)",
+    "prefetch.global.L2::(evict_last|evict_normal)",
+    "prefetch[.const|.param].tensormap",
+    "prefetchu.L1",
+    "applypriority[.global].L2::evict_normal",
+    "discard[.global].L2",
 ];
 
 #[derive(Debug)]

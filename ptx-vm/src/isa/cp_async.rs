@@ -6,11 +6,18 @@ use super::{Form, Op, mbarrier};
 use crate::ir::{Addr, Pred, Reg};
 use crate::lower::Cx;
 use crate::machine::{At, Flow, Machine, Segment, Signal, Strength, Target, conflict, lanes, no_poison};
+use crate::mem::shadow::Stamp;
 use crate::parse::ast::Operand;
 use crate::report::{FaultKind, Raise};
 use crate::types::Space;
 
-pub(crate) const OPCODES: &[&str] = &["cp.async"];
+pub(crate) const FORMS: &[&str] = &[
+    "cp.async.(ca|cg).(shared|shared::cta).global{.L2::cache_hint}{.L2::64B|.L2::128B|.L2::256B}",
+    "cp.async.commit_group",
+    "cp.async.wait_group",
+    "cp.async.wait_all",
+    "cp.async.mbarrier.arrive[.noinc][.shared|.shared::cta].b64",
+];
 
 #[derive(Debug)]
 pub(crate) enum CpAsync {
@@ -260,9 +267,10 @@ fn wait(m: &mut Machine, at: At, lane: usize, left: usize) {
 pub(crate) fn check_exit(m: &Machine, at: At) -> Result<(), Raise> {
     for lane in lanes(at.lanes) {
         let copies = &m.warp(at).copies.lanes[lane];
-        if !copies.open.is_empty() || copies.groups.iter().any(|g| !g.is_empty()) {
+        if let Some(copy) = copies.groups.iter().flatten().chain(&copies.open).next() {
             let text = "thread exits with cp.async copies never waited for".to_string();
-            return Err(Raise::from(FaultKind::Copy(text)).lane(lane));
+            let other = Stamp::by(m.who(at, lane), copy.pc);
+            return Err(Raise::from(FaultKind::Copy(text)).lane(lane).other(other));
         }
     }
     Ok(())

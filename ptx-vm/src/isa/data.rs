@@ -8,7 +8,14 @@ use crate::parse::ast::Operand;
 use crate::report::{FaultKind, Raise};
 use crate::types::{Space, Ty, truncate};
 
-pub(crate) const OPCODES: &[&str] = &["mov", "cvta", "isspacep"];
+pub(crate) const FORMS: &[&str] = &[
+    "mov.(b16|b32|b64|u16|u32|u64|s16|s32|s64|f32|f64)",
+    "cvta.(const|global|local|shared|shared::cta|shared::cluster|param|param::entry).u64",
+    "cvta.to.(const|global|local|shared|shared::cta|shared::cluster|param|param::entry).u64",
+    "isspacep.(const|global|local|shared|shared::cta|shared::cluster|param|param::entry)",
+    "createpolicy.fractional(.L2::evict_last|.L2::evict_normal|.L2::evict_first|.L2::evict_unchanged)\
+     [.L2::evict_first|.L2::evict_unchanged].b64",
+];
 
 #[derive(Debug)]
 pub(crate) enum Data {
@@ -67,10 +74,16 @@ pub(crate) fn space(word: &str) -> Option<Space> {
 
 pub(crate) fn decode(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<Op, String> {
     let data = match form.next() {
-        "mov" if form.peek() == "pred" => {
-            return super::compare::decode_predicate_logic(cx, &mut Form::new(form.full()), ops);
-        }
         "mov" => mov(cx, form, ops)?,
+        // A cache policy is opaque and has no effect here.
+        "createpolicy" => {
+            while form.take_with(|w| (w != "b64").then_some(())).is_some() {}
+            form.require("b64")?;
+            if !(1..=2).contains(&ops.len()) {
+                return Err("wrong number of operands".into());
+            }
+            Data::Mov { dst: cx.dst(&ops[0])?, src: cx.constant(0), bytes: 8 }
+        }
         "cvta" => {
             let to = form.take("to");
             let space = form.take_with(space).ok_or_else(|| form.unknown())?;

@@ -7,7 +7,16 @@ use crate::machine::{At, Flow, Machine};
 use crate::parse::ast::Operand;
 use crate::report::Raise;
 
-pub(crate) const OPCODES: &[&str] = &["fence", "membar"];
+pub(crate) const FORMS: &[&str] = &[
+    "fence[.sc|.acq_rel|.acquire|.release].(cta|cluster|gpu|sys)",
+    "membar.(cta|gl|sys)",
+    "fence.mbarrier_init.release.cluster",
+    "fence.proxy.async[.global|.shared::cta|.shared::cluster]",
+    "fence.proxy.async::generic.acquire.sync_restrict::shared::cluster.cluster",
+    "fence.proxy.async::generic.release.sync_restrict::shared::cta.cluster",
+    "fence.proxy.alias",
+    "fence.proxy.tensormap::generic.(acquire|release).(cta|cluster|gpu|sys)",
+];
 
 #[derive(Debug)]
 pub(crate) enum Fence {
@@ -21,7 +30,7 @@ pub(crate) enum Fence {
 }
 
 pub(crate) fn decode(_: &mut Cx, form: &mut Form, _: &[Operand]) -> Result<Op, String> {
-    let fence = if form.next() == "membar" || matches!(form.peek(), "sc" | "acq_rel" | "acquire" | "release") {
+    let fence = if form.next() == "membar" || !matches!(form.peek(), "mbarrier_init" | "proxy") {
         let _ = form.take("sc") || form.take("acq_rel") || form.take("acquire") || form.take("release");
         Fence::Memory(form.take_with(Scope::parse).ok_or_else(|| form.unknown())?)
     } else if form.take("mbarrier_init") {

@@ -1,13 +1,9 @@
 //! f32 and f64 arithmetic: rounding modes, flush to zero, saturation, the canonical NaN.
 
+use std::cmp::Ordering;
+
 use super::scalar::{Mods, Round, Row, row};
 use crate::fp::{self, Exact};
-
-const NONE: &[&str] = &[];
-const ROUND: &[&str] = &["rn", "rz", "rm", "rp", "ftz", "sat"];
-const ROUND_NO_SAT: &[&str] = &["rn", "rz", "rm", "rp", "ftz"];
-const FTZ: &[&str] = &["ftz"];
-const RN: &[&str] = &["rn"];
 
 /// An f32 input, flushed if the form says so.
 fn input(m: Mods, bits: u64) -> f32 {
@@ -30,39 +26,34 @@ fn rounded(m: Mods, nearest: f32, exact: impl FnOnce() -> Exact) -> u64 {
     let r = match m.round {
         Round::Nearest => nearest,
         _ if nearest.is_nan() => nearest,
-        round => {
-            let e = exact();
-            // An exact zero sum of opposite signs is -0 when rounding down.
-            if e.value == 0.0 && round == Round::Down && nearest == 0.0 && nearest.is_sign_positive() {
-                -0.0
-            } else {
-                f32::from_bits(e.encode(fp::F32, round, false))
-            }
-        }
+        round => f32::from_bits(exact().encode(fp::F32, round, false)),
     };
     output(m, r)
 }
 
+/// The sum of `a` and `b`, each exact; `nearest` is the native result.
+fn sum(m: Mods, nearest: f32, a: f64, b: f64) -> u64 {
+    // A sum that is exactly zero is -0 when rounding down, unless both parts are +0.
+    let zero = a + b == 0.0;
+    if m.round == Round::Down && zero && (a.is_sign_negative() || b.is_sign_negative()) {
+        return output(m, -0.0);
+    }
+    rounded(m, nearest, || Exact::sum(a, b))
+}
+
 fn add(m: Mods, a: u64, b: u64) -> u64 {
     let (a, b) = (input(m, a), input(m, b));
-    if a == 0.0 && b == 0.0 && a.is_sign_positive() && b.is_sign_positive() {
-        return 0;
-    }
-    rounded(m, a + b, || Exact::sum(a as f64, b as f64))
+    sum(m, a + b, a as f64, b as f64)
 }
 
 fn mul(m: Mods, a: u64, b: u64) -> u64 {
     let (a, b) = (input(m, a), input(m, b));
-    let nearest = a * b;
-    if nearest == 0.0 && (a == 0.0 || b == 0.0) {
-        return output(m, nearest);
-    }
-    rounded(m, nearest, || Exact::product(a as f64, b as f64))
+    rounded(m, a * b, || Exact::product(a as f64, b as f64))
 }
 
 fn fma(m: Mods, a: u64, b: u64, c: u64) -> u64 {
     let (a, b, c) = (input(m, a), input(m, b), input(m, c));
-    rounded(m, a.mul_add(b, c), || Exact::fma(a as f64, b as f64, c as f64))
+    sum(m, a.mul_add(b, c), a as f64 * b as f64, c as f64)
 }
 
 fn div(m: Mods, a: u64, b: u64) -> u64 {
@@ -122,58 +113,69 @@ fn div_approx(m: Mods, a: u64, b: u64) -> u64 {
     let (a, b) = (input(m, a), input(m, b));
     let huge = b.abs() > 2f32.powi(126) && b.is_finite();
     let r = match huge {
-        true if a.is_infinite() => f32::NAN,
+        true if !a.is_finite() => f32::NAN,
         true => 0f32.copysign(a * b.signum()),
         false => a / b,
     };
     output(m, r)
 }
 
+/// min and max of f64; the same rules.
+fn min_f64(a: f64, b: f64) -> f64 {
+    match a.partial_cmp(&b) {
+        None if a.is_nan() => b,
+        None => a,
+        Some(Ordering::Less) => a,
+        Some(Ordering::Greater) => b,
+        Some(Ordering::Equal) => f64::from_bits(a.to_bits() | b.to_bits()),
+    }
+}
+
 /// The table of this family: exact forms.
 pub(crate) const ROWS: &[&[Row]] = &[
     &[
-        row("add.f32", ROUND, 2, |m, a, b, _, _| add(m, a, b)),
-        row("sub.f32", ROUND, 2, |m, a, b, _, _| add(m, a, b ^ 0x8000_0000)),
-        row("mul.f32", ROUND, 2, |m, a, b, _, _| mul(m, a, b)),
-        row("fma.f32", ROUND, 3, |m, a, b, c, _| fma(m, a, b, c)),
-        row("mad.f32", ROUND, 3, |m, a, b, c, _| fma(m, a, b, c)),
-        row("div.f32", ROUND_NO_SAT, 2, |m, a, b, _, _| div(m, a, b)),
-        row("rcp.f32", ROUND_NO_SAT, 1, |m, a, _, _, _| div(m, 1f32.to_bits() as u64, a)),
-        row("sqrt.f32", ROUND_NO_SAT, 1, |m, a, _, _, _| sqrt(m, a)),
-        row("neg.f32", FTZ, 1, |m, a, _, _, _| (-input(m, a)).to_bits() as u64),
-        row("abs.f32", FTZ, 1, |m, a, _, _, _| input(m, a).abs().to_bits() as u64),
-        row("min.f32", &["ftz", "NaN"], 2, |m, a, b, _, _| output(m, min(m, input(m, a), input(m, b)))),
-        row("max.f32", &["ftz", "NaN"], 2, |m, a, b, _, _| output(m, max(m, input(m, a), input(m, b)))),
-        row("copysign.f32", NONE, 2, |_, a, b, _, _| a & 0x8000_0000 | b & 0x7fff_ffff),
+        row("add[.rn|.rz|.rm|.rp][.ftz][.sat].f32", 2, |m, a, b, _, _| add(m, a, b)),
+        row("sub[.rn|.rz|.rm|.rp][.ftz][.sat].f32", 2, |m, a, b, _, _| add(m, a, b ^ 0x8000_0000)),
+        row("mul[.rn|.rz|.rm|.rp][.ftz][.sat].f32", 2, |m, a, b, _, _| mul(m, a, b)),
+        row("fma(.rn|.rz|.rm|.rp)[.ftz][.sat].f32", 3, |m, a, b, c, _| fma(m, a, b, c)),
+        row("mad(.rn|.rz|.rm|.rp)[.ftz][.sat].f32", 3, |m, a, b, c, _| fma(m, a, b, c)),
+        row("div(.rn|.rz|.rm|.rp)[.ftz].f32", 2, |m, a, b, _, _| div(m, a, b)),
+        row("rcp(.rn|.rz|.rm|.rp)[.ftz].f32", 1, |m, a, _, _, _| div(m, 1f32.to_bits() as u64, a)),
+        row("sqrt(.rn|.rz|.rm|.rp)[.ftz].f32", 1, |m, a, _, _, _| sqrt(m, a)),
+        row("neg[.ftz].f32", 1, |m, a, _, _, _| (-input(m, a)).to_bits() as u64),
+        row("abs[.ftz].f32", 1, |m, a, _, _, _| input(m, a).abs().to_bits() as u64),
+        row("min[.ftz][.NaN].f32", 2, |m, a, b, _, _| output(m, min(m, input(m, a), input(m, b)))),
+        row("max[.ftz][.NaN].f32", 2, |m, a, b, _, _| output(m, max(m, input(m, a), input(m, b)))),
+        row("copysign.f32", 2, |_, a, b, _, _| a & 0x8000_0000 | b & 0x7fff_ffff),
     ],
     &[
-        row("add.f64", RN, 2, |_, a, b, _, _| f64_out(f64_of(a) + f64_of(b))),
-        row("sub.f64", RN, 2, |_, a, b, _, _| f64_out(f64_of(a) - f64_of(b))),
-        row("mul.f64", RN, 2, |_, a, b, _, _| f64_out(f64_of(a) * f64_of(b))),
-        row("fma.f64", RN, 3, |_, a, b, c, _| f64_out(f64_of(a).mul_add(f64_of(b), f64_of(c)))),
-        row("mad.f64", RN, 3, |_, a, b, c, _| f64_out(f64_of(a).mul_add(f64_of(b), f64_of(c)))),
-        row("div.f64", RN, 2, |_, a, b, _, _| f64_out(f64_of(a) / f64_of(b))),
-        row("rcp.f64", RN, 1, |_, a, _, _, _| f64_out(1.0 / f64_of(a))),
-        row("sqrt.f64", RN, 1, |_, a, _, _, _| f64_out(f64_of(a).sqrt())),
-        row("neg.f64", NONE, 1, |_, a, _, _, _| a ^ 1 << 63),
-        row("abs.f64", NONE, 1, |_, a, _, _, _| a & !(1 << 63)),
-        row("min.f64", NONE, 2, |_, a, b, _, _| f64_out(f64_of(a).min(f64_of(b)))),
-        row("max.f64", NONE, 2, |_, a, b, _, _| f64_out(f64_of(a).max(f64_of(b)))),
-        row("copysign.f64", NONE, 2, |_, a, b, _, _| a & 1 << 63 | b & !(1 << 63)),
+        row("add[.rn].f64", 2, |_, a, b, _, _| f64_out(f64_of(a) + f64_of(b))),
+        row("sub[.rn].f64", 2, |_, a, b, _, _| f64_out(f64_of(a) - f64_of(b))),
+        row("mul[.rn].f64", 2, |_, a, b, _, _| f64_out(f64_of(a) * f64_of(b))),
+        row("fma.rn.f64", 3, |_, a, b, c, _| f64_out(f64_of(a).mul_add(f64_of(b), f64_of(c)))),
+        row("mad.rn.f64", 3, |_, a, b, c, _| f64_out(f64_of(a).mul_add(f64_of(b), f64_of(c)))),
+        row("div.rn.f64", 2, |_, a, b, _, _| f64_out(f64_of(a) / f64_of(b))),
+        row("rcp.rn.f64", 1, |_, a, _, _, _| f64_out(1.0 / f64_of(a))),
+        row("sqrt.rn.f64", 1, |_, a, _, _, _| f64_out(f64_of(a).sqrt())),
+        row("neg.f64", 1, |_, a, _, _, _| a ^ 1 << 63),
+        row("abs.f64", 1, |_, a, _, _, _| a & !(1 << 63)),
+        row("min.f64", 2, |_, a, b, _, _| f64_out(min_f64(f64_of(a), f64_of(b)))),
+        row("max.f64", 2, |_, a, b, _, _| f64_out(-min_f64(-f64_of(a), -f64_of(b)))),
+        row("copysign.f64", 2, |_, a, b, _, _| a & 1 << 63 | b & !(1 << 63)),
     ],
 ];
 
 /// The table of this family: approximations.
 pub(crate) const APPROX_ROWS: &[&[Row]] = &[&[
-    row("div.approx.f32", FTZ, 2, |m, a, b, _, _| div_approx(m, a, b)),
-    row("div.full.f32", FTZ, 2, |m, a, b, _, _| div(m, a, b)),
-    row("rcp.approx.f32", FTZ, 1, |m, a, _, _, _| approx(m, a, |x| 1.0 / x)),
-    row("sqrt.approx.f32", FTZ, 1, |m, a, _, _, _| approx(m, a, f64::sqrt)),
-    row("rsqrt.approx.f32", FTZ, 1, |m, a, _, _, _| approx(m, a, |x| 1.0 / x.sqrt())),
-    row("rsqrt.approx.f64", FTZ, 1, |_, a, _, _, _| f64_out(1.0 / f64_of(a).sqrt())),
-    row("sin.approx.f32", FTZ, 1, |m, a, _, _, _| approx(m, a, f64::sin)),
-    row("cos.approx.f32", FTZ, 1, |m, a, _, _, _| approx(m, a, f64::cos)),
-    row("lg2.approx.f32", FTZ, 1, |m, a, _, _, _| approx(m, a, f64::log2)),
-    row("ex2.approx.f32", FTZ, 1, |m, a, _, _, _| approx(m, a, f64::exp2)),
-    row("tanh.approx.f32", NONE, 1, |m, a, _, _, _| approx(m, a, f64::tanh)),
+    row("div.approx[.ftz].f32", 2, |m, a, b, _, _| div_approx(m, a, b)),
+    row("div.full[.ftz].f32", 2, |m, a, b, _, _| div_approx(m, a, b)),
+    row("rcp.approx[.ftz].f32", 1, |m, a, _, _, _| approx(m, a, |x| 1.0 / x)),
+    row("sqrt.approx[.ftz].f32", 1, |m, a, _, _, _| approx(m, a, f64::sqrt)),
+    row("rsqrt.approx[.ftz].f32", 1, |m, a, _, _, _| approx(m, a, |x| 1.0 / x.sqrt())),
+    row("rsqrt.approx.f64", 1, |_, a, _, _, _| f64_out(1.0 / f64_of(a).sqrt())),
+    row("sin.approx[.ftz].f32", 1, |m, a, _, _, _| approx(m, a, f64::sin)),
+    row("cos.approx[.ftz].f32", 1, |m, a, _, _, _| approx(m, a, f64::cos)),
+    row("lg2.approx[.ftz].f32", 1, |m, a, _, _, _| approx(m, a, f64::log2)),
+    row("ex2.approx[.ftz].f32", 1, |m, a, _, _, _| approx(m, a, f64::exp2)),
+    row("tanh.approx.f32", 1, |m, a, _, _, _| approx(m, a, f64::tanh)),
 ]];

@@ -3,14 +3,6 @@
 use super::scalar::{LaneFn, Mods, Round, Row, row};
 use crate::fp::{BF16, Exact, F16, Format};
 
-const F16_MODS: &[&str] = &["rn", "ftz", "sat"];
-const F16_FMA: &[&str] = &["rn", "ftz", "sat", "relu"];
-const BF16_MODS: &[&str] = &["rn"];
-const BF16_FMA: &[&str] = &["rn", "relu"];
-const FTZ: &[&str] = &["ftz"];
-const NONE: &[&str] = &[];
-const MINMAX: &[&str] = &["ftz", "NaN"];
-
 fn input(format: Format, m: Mods, bits: u64) -> f64 {
     let value = format.decode(bits as u16 as u32);
     let subnormal = value != 0.0 && value.abs() < f64::powi(2.0, -14);
@@ -22,8 +14,10 @@ fn output(format: Format, m: Mods, exact: Exact) -> u64 {
     if e.value.is_nan() {
         return if m.sat { 0 } else { format.nan() as u64 };
     }
-    if m.sat && !(0.0..=1.0).contains(&e.value) || m.relu && e.value < 0.0 {
-        e = Exact { value: if e.value > 1.0 && m.sat { 1.0 } else { 0.0 }, rest: 0.0 };
+    if m.sat && e.value >= 1.0 {
+        e = Exact { value: 1.0, rest: 0.0 };
+    } else if (m.sat || m.relu) && e.value <= 0.0 {
+        e = Exact { value: 0.0, rest: 0.0 };
     }
     let bits = e.encode(format, Round::Nearest, false);
     let subnormal = bits & 0x7c00 == 0 && format == F16;
@@ -47,67 +41,63 @@ fn min(format: Format, m: Mods, a: u64, b: u64, sign: f64) -> u64 {
     output(format, Mods { sat: false, ..m }, Exact { value: r * sign, rest: 0.0 })
 }
 
+fn add(format: Format, m: Mods, a: u64, b: u64) -> u64 {
+    output(format, m, Exact::sum(input(format, m, a), input(format, m, b)))
+}
+
+fn mul(format: Format, m: Mods, a: u64, b: u64) -> u64 {
+    output(format, m, Exact::product(input(format, m, a), input(format, m, b)))
+}
+
+fn fma(format: Format, m: Mods, a: u64, b: u64, c: u64) -> u64 {
+    output(format, m, Exact::fma(input(format, m, a), input(format, m, b), input(format, m, c)))
+}
+
+/// The bits of a value, flushed, whose sign alone changes: a NaN keeps its payload.
+fn sign(format: Format, m: Mods, a: u64) -> u64 {
+    let subnormal = format == F16 && a & 0x7c00 == 0;
+    if m.ftz && subnormal { a & 0x8000 } else { a & 0xffff }
+}
+
 fn approx(format: Format, m: Mods, a: u64, f: fn(f64) -> f64) -> u64 {
     output(format, m, Exact { value: f(input(format, m, a)), rest: 0.0 })
 }
 
-macro_rules! half_rows {
-    ($one:literal, $two:literal, $f:ident, $arith:expr, $fma:expr) => {
-        &[
-            row(concat!("add.", $one), $arith, 2, |m, a, b, _, _| {
-                output($f, m, Exact::sum(input($f, m, a), input($f, m, b)))
-            }),
-            row(concat!("sub.", $one), $arith, 2, |m, a, b, _, _| {
-                output($f, m, Exact::sum(input($f, m, a), -input($f, m, b)))
-            }),
-            row(concat!("mul.", $one), $arith, 2, |m, a, b, _, _| {
-                output($f, m, Exact::product(input($f, m, a), input($f, m, b)))
-            }),
-            row(concat!("fma.", $one), $fma, 3, |m, a, b, c, _| {
-                output($f, m, Exact::fma(input($f, m, a), input($f, m, b), input($f, m, c)))
-            }),
-            row(concat!("neg.", $one), FTZ, 1, |_, a, _, _, _| (a ^ 0x8000) as u16 as u64),
-            row(concat!("abs.", $one), FTZ, 1, |_, a, _, _, _| a & 0x7fff),
-            row(concat!("min.", $one), MINMAX, 2, |m, a, b, _, _| min($f, m, a, b, 1.0)),
-            row(concat!("max.", $one), MINMAX, 2, |m, a, b, _, _| min($f, m, a, b, -1.0)),
-            row(concat!("ex2.approx.", $one), FTZ, 1, |m, a, _, _, _| approx($f, m, a, f64::exp2)),
-            row(concat!("tanh.approx.", $one), NONE, 1, |m, a, _, _, _| approx($f, m, a, f64::tanh)),
-            row(concat!("add.", $two), $arith, 2, |m, a, b, _, _| {
-                both(|m, a, b, _, _| output($f, m, Exact::sum(input($f, m, a), input($f, m, b))), m, a, b, 0)
-            }),
-            row(concat!("sub.", $two), $arith, 2, |m, a, b, _, _| {
-                both(|m, a, b, _, _| output($f, m, Exact::sum(input($f, m, a), -input($f, m, b))), m, a, b, 0)
-            }),
-            row(concat!("mul.", $two), $arith, 2, |m, a, b, _, _| {
-                both(|m, a, b, _, _| output($f, m, Exact::product(input($f, m, a), input($f, m, b))), m, a, b, 0)
-            }),
-            row(concat!("fma.", $two), $fma, 3, |m, a, b, c, _| {
-                both(
-                    |m, a, b, c, _| output($f, m, Exact::fma(input($f, m, a), input($f, m, b), input($f, m, c))),
-                    m,
-                    a,
-                    b,
-                    c,
-                )
-            }),
-            row(concat!("neg.", $two), FTZ, 1, |_, a, _, _, _| (a as u32 ^ 0x8000_8000) as u64),
-            row(concat!("abs.", $two), FTZ, 1, |_, a, _, _, _| a & 0x7fff_7fff),
-            row(concat!("min.", $two), MINMAX, 2, |m, a, b, _, _| {
-                both(|m, a, b, _, _| min($f, m, a, b, 1.0), m, a, b, 0)
-            }),
-            row(concat!("max.", $two), MINMAX, 2, |m, a, b, _, _| {
-                both(|m, a, b, _, _| min($f, m, a, b, -1.0), m, a, b, 0)
-            }),
-            row(concat!("ex2.approx.", $two), FTZ, 1, |m, a, _, _, _| {
-                both(|m, a, _, _, _| approx($f, m, a, f64::exp2), m, a, 0, 0)
-            }),
-            row(concat!("tanh.approx.", $two), NONE, 1, |m, a, _, _, _| {
-                both(|m, a, _, _, _| approx($f, m, a, f64::tanh), m, a, 0, 0)
-            }),
-        ]
+/// A row for one value and a row for two; `$run` is what happens to each.
+macro_rules! rows {
+    ($($name:literal, $sources:literal, $one:literal, $two:literal, $run:expr;)*) => {
+        &[$(
+            row(concat!($name, $one), $sources, $run),
+            row(concat!($name, $two), $sources, |m, a, b, c, _| both($run, m, a, b, c)),
+        )*]
     };
 }
 
+const F16_ROWS: &[Row] = rows! {
+    "add[.rn][.ftz][.sat]", 2, ".f16", ".f16x2", |m, a, b, _, _| add(F16, m, a, b);
+    "sub[.rn][.ftz][.sat]", 2, ".f16", ".f16x2", |m, a, b, _, _| add(F16, m, a, b ^ 0x8000);
+    "mul[.rn][.ftz][.sat]", 2, ".f16", ".f16x2", |m, a, b, _, _| mul(F16, m, a, b);
+    "fma.rn[.ftz][.sat|.relu]", 3, ".f16", ".f16x2", |m, a, b, c, _| fma(F16, m, a, b, c);
+    "neg[.ftz]", 1, ".f16", ".f16x2", |m, a, _, _, _| sign(F16, m, a) ^ 0x8000;
+    "abs[.ftz]", 1, ".f16", ".f16x2", |m, a, _, _, _| sign(F16, m, a) & 0x7fff;
+    "min[.ftz][.NaN]", 2, ".f16", ".f16x2", |m, a, b, _, _| min(F16, m, a, b, 1.0);
+    "max[.ftz][.NaN]", 2, ".f16", ".f16x2", |m, a, b, _, _| min(F16, m, a, b, -1.0);
+    "ex2.approx", 1, ".f16", ".f16x2", |m, a, _, _, _| approx(F16, m, a, f64::exp2);
+    "tanh.approx", 1, ".f16", ".f16x2", |m, a, _, _, _| approx(F16, m, a, f64::tanh);
+};
+
+const BF16_ROWS: &[Row] = rows! {
+    "add[.rn]", 2, ".bf16", ".bf16x2", |m, a, b, _, _| add(BF16, m, a, b);
+    "sub[.rn]", 2, ".bf16", ".bf16x2", |m, a, b, _, _| add(BF16, m, a, b ^ 0x8000);
+    "mul[.rn]", 2, ".bf16", ".bf16x2", |m, a, b, _, _| mul(BF16, m, a, b);
+    "fma.rn[.relu]", 3, ".bf16", ".bf16x2", |m, a, b, c, _| fma(BF16, m, a, b, c);
+    "neg", 1, ".bf16", ".bf16x2", |m, a, _, _, _| sign(BF16, m, a) ^ 0x8000;
+    "abs", 1, ".bf16", ".bf16x2", |m, a, _, _, _| sign(BF16, m, a) & 0x7fff;
+    "min[.NaN]", 2, ".bf16", ".bf16x2", |m, a, b, _, _| min(BF16, m, a, b, 1.0);
+    "max[.NaN]", 2, ".bf16", ".bf16x2", |m, a, b, _, _| min(BF16, m, a, b, -1.0);
+    "ex2.approx.ftz", 1, ".bf16", ".bf16x2", |m, a, _, _, _| approx(BF16, m, a, f64::exp2);
+    "tanh.approx", 1, ".bf16", ".bf16x2", |m, a, _, _, _| approx(BF16, m, a, f64::tanh);
+};
+
 /// The table of this family.
-pub(crate) const ROWS: &[&[Row]] =
-    &[half_rows!("f16", "f16x2", F16, F16_MODS, F16_FMA), half_rows!("bf16", "bf16x2", BF16, BF16_MODS, BF16_FMA)];
+pub(crate) const ROWS: &[&[Row]] = &[F16_ROWS, BF16_ROWS];

@@ -8,50 +8,48 @@ use crate::machine::{At, Flow, Machine};
 use crate::parse::ast::Operand;
 use crate::report::Raise;
 
-const NONE: &[&str] = &[];
-
 /// Rows that exist for every integer type; `$wide` is the unsigned type of twice the width.
 macro_rules! common_rows {
-    ($name:literal, $t:ident, $u:ident, $bits:literal, $sat:expr, $relu:expr) => {
+    ($name:literal, $t:ident, $u:ident, $bits:literal, $sat:literal, $relu:literal) => {
         &[
-            row(concat!("sub.", $name), $sat, 2, |m, a, b, _, _| {
+            row(concat!("sub", $sat, ".", $name), 2, |m, a, b, _, _| {
                 let (a, b) = (a as $t, b as $t);
                 (if m.sat { a.saturating_sub(b) } else { a.wrapping_sub(b) }) as $u as u64
             }),
-            row(concat!("add.", $name), $sat, 2, |m, a, b, _, _| {
+            row(concat!("add", $sat, ".", $name), 2, |m, a, b, _, _| {
                 let (a, b) = (a as $t, b as $t);
                 (if m.sat { a.saturating_add(b) } else { a.wrapping_add(b) }) as $u as u64
             }),
-            row(concat!("mul.lo.", $name), NONE, 2, |_, a, b, _, _| (a as $t).wrapping_mul(b as $t) as $u as u64),
-            row(concat!("mul.hi.", $name), NONE, 2, |_, a, b, _, _| {
+            row(concat!("mul.lo.", $name), 2, |_, a, b, _, _| (a as $t).wrapping_mul(b as $t) as $u as u64),
+            row(concat!("mul.hi.", $name), 2, |_, a, b, _, _| {
                 ((a as $t as i128 * b as $t as i128) >> $bits) as $u as u64
             }),
-            row(concat!("mad.lo.", $name), NONE, 3, |_, a, b, c, _| {
+            row(concat!("mad.lo.", $name), 3, |_, a, b, c, _| {
                 (a as $t).wrapping_mul(b as $t).wrapping_add(c as $t) as $u as u64
             }),
-            row(concat!("mad.hi.", $name), $sat, 3, |m, a, b, c, _| {
+            row(concat!("mad.hi", $sat, ".", $name), 3, |m, a, b, c, _| {
                 let high = ((a as $t as i128 * b as $t as i128) >> $bits) as $t;
                 let c = c as $t;
                 (if m.sat { high.saturating_add(c) } else { high.wrapping_add(c) }) as $u as u64
             }),
             // Division by zero is unspecified by the ISA; hardware gives all ones.
-            row(concat!("div.", $name), NONE, 2, |_, a, b, _, _| match b as $t {
+            row(concat!("div.", $name), 2, |_, a, b, _, _| match b as $t {
                 0 => $u::MAX as u64,
                 b => (a as $t).wrapping_div(b) as $u as u64,
             }),
-            row(concat!("rem.", $name), NONE, 2, |_, a, b, _, _| match b as $t {
+            row(concat!("rem.", $name), 2, |_, a, b, _, _| match b as $t {
                 0 => a as $u as u64,
                 b => (a as $t).wrapping_rem(b) as $u as u64,
             }),
-            row(concat!("min.", $name), $relu, 2, |m, a, b, _, _| {
+            row(concat!("min", $relu, ".", $name), 2, |m, a, b, _, _| {
                 let r = (a as $t).min(b as $t);
                 (if m.relu { r.max(0) } else { r }) as $u as u64
             }),
-            row(concat!("max.", $name), $relu, 2, |m, a, b, _, _| {
+            row(concat!("max", $relu, ".", $name), 2, |m, a, b, _, _| {
                 let r = (a as $t).max(b as $t);
                 (if m.relu { r.max(0) } else { r }) as $u as u64
             }),
-            row(concat!("sad.", $name), NONE, 3, |_, a, b, c, _| {
+            row(concat!("sad.", $name), 3, |_, a, b, c, _| {
                 let (a, b) = (a as $t, b as $t);
                 (a.abs_diff(b) as $u).wrapping_add(c as $u) as u64
             }),
@@ -62,8 +60,8 @@ macro_rules! common_rows {
 macro_rules! signed_rows {
     ($name:literal, $t:ident, $u:ident) => {
         &[
-            row(concat!("abs.", $name), NONE, 1, |_, a, _, _, _| (a as $t).wrapping_abs() as $u as u64),
-            row(concat!("neg.", $name), NONE, 1, |_, a, _, _, _| (a as $t).wrapping_neg() as $u as u64),
+            row(concat!("abs.", $name), 1, |_, a, _, _, _| (a as $t).wrapping_abs() as $u as u64),
+            row(concat!("neg.", $name), 1, |_, a, _, _, _| (a as $t).wrapping_neg() as $u as u64),
         ]
     };
 }
@@ -72,10 +70,10 @@ macro_rules! signed_rows {
 macro_rules! wide_rows {
     ($name:literal, $t:ident, $w:ident, $wu:ident) => {
         &[
-            row(concat!("mul.wide.", $name), NONE, 2, |_, a, b, _, _| {
+            row(concat!("mul.wide.", $name), 2, |_, a, b, _, _| {
                 (a as $t as $w).wrapping_mul(b as $t as $w) as $wu as u64
             }),
-            row(concat!("mad.wide.", $name), NONE, 3, |_, a, b, c, _| {
+            row(concat!("mad.wide.", $name), 3, |_, a, b, c, _| {
                 (a as $t as $w).wrapping_mul(b as $t as $w).wrapping_add(c as $w) as $wu as u64
             }),
         ]
@@ -84,16 +82,14 @@ macro_rules! wide_rows {
 
 /// Two 16-bit halves at once.
 macro_rules! packed_rows {
-    ($name:literal, $t:ident, $relu:expr) => {
+    ($name:literal, $t:ident, $relu:literal) => {
         &[
-            row(concat!("add.", $name), NONE, 2, |_, a, b, _, _| {
-                packed(a, b, |a, b| (a as $t).wrapping_add(b as $t) as u16)
-            }),
-            row(concat!("min.", $name), $relu, 2, |m, a, b, _, _| {
+            row(concat!("add.", $name), 2, |_, a, b, _, _| packed(a, b, |a, b| (a as $t).wrapping_add(b as $t) as u16)),
+            row(concat!("min", $relu, ".", $name), 2, |m, a, b, _, _| {
                 let low = if m.relu { 0 } else { $t::MIN };
                 packed(a, b, |a, b| (a as $t).min(b as $t).max(low) as u16)
             }),
-            row(concat!("max.", $name), $relu, 2, |m, a, b, _, _| {
+            row(concat!("max", $relu, ".", $name), 2, |m, a, b, _, _| {
                 let low = if m.relu { 0 } else { $t::MIN };
                 packed(a, b, |a, b| (a as $t).max(b as $t).max(low) as u16)
             }),
@@ -113,16 +109,21 @@ fn low24(a: u64, signed: bool) -> i64 {
 }
 
 macro_rules! row24 {
-    ($name:literal, $signed:literal) => {
+    ($name:literal, $signed:literal, $sat:literal) => {
         &[
-            row(concat!("mul24.lo.", $name), NONE, 2, |_, a, b, _, _| {
-                (low24(a, $signed) * low24(b, $signed)) as u32 as u64
-            }),
-            row(concat!("mul24.hi.", $name), NONE, 2, |_, a, b, _, _| {
+            row(concat!("mul24.lo.", $name), 2, |_, a, b, _, _| (low24(a, $signed) * low24(b, $signed)) as u32 as u64),
+            row(concat!("mul24.hi.", $name), 2, |_, a, b, _, _| {
                 ((low24(a, $signed) * low24(b, $signed)) >> 16) as u32 as u64
             }),
-            row(concat!("mad24.lo.", $name), NONE, 3, |_, a, b, c, _| {
+            row(concat!("mad24.lo.", $name), 3, |_, a, b, c, _| {
                 ((low24(a, $signed) * low24(b, $signed)) as u32).wrapping_add(c as u32) as u64
+            }),
+            row(concat!("mad24.hi", $sat, ".", $name), 3, |m, a, b, c, _| {
+                let high = ((low24(a, $signed) * low24(b, $signed)) >> 16) as u32;
+                match m.sat {
+                    true => (high as i32).saturating_add(c as i32) as u32 as u64,
+                    false => high.wrapping_add(c as u32) as u64,
+                }
             }),
         ]
     };
@@ -150,21 +151,21 @@ fn dp2a(a: u64, sa: bool, b: u64, sb: bool, c: u64, high: u32) -> u64 {
 macro_rules! dot_rows {
     ($types:literal, $sa:literal, $sb:literal) => {
         &[
-            row(concat!("dp4a.", $types), NONE, 3, |_, a, b, c, _| dp4a(a, $sa, b, $sb, c)),
-            row(concat!("dp2a.lo.", $types), NONE, 3, |_, a, b, c, _| dp2a(a, $sa, b, $sb, c, 0)),
-            row(concat!("dp2a.hi.", $types), NONE, 3, |_, a, b, c, _| dp2a(a, $sa, b, $sb, c, 1)),
+            row(concat!("dp4a.", $types), 3, |_, a, b, c, _| dp4a(a, $sa, b, $sb, c)),
+            row(concat!("dp2a.lo.", $types), 3, |_, a, b, c, _| dp2a(a, $sa, b, $sb, c, 0)),
+            row(concat!("dp2a.hi.", $types), 3, |_, a, b, c, _| dp2a(a, $sa, b, $sb, c, 1)),
         ]
     };
 }
 
 /// The table of this family.
 pub(crate) const ROWS: &[&[Row]] = &[
-    common_rows!("u16", u16, u16, 16, NONE, NONE),
-    common_rows!("s16", i16, u16, 16, NONE, NONE),
-    common_rows!("u32", u32, u32, 32, NONE, NONE),
-    common_rows!("s32", i32, u32, 32, &["sat"], &["relu"]),
-    common_rows!("u64", u64, u64, 64, NONE, NONE),
-    common_rows!("s64", i64, u64, 64, NONE, NONE),
+    common_rows!("u16", u16, u16, 16, "", ""),
+    common_rows!("s16", i16, u16, 16, "", ""),
+    common_rows!("u32", u32, u32, 32, "", ""),
+    common_rows!("s32", i32, u32, 32, "[.sat]", "[.relu]"),
+    common_rows!("u64", u64, u64, 64, "", ""),
+    common_rows!("s64", i64, u64, 64, "", ""),
     signed_rows!("s16", i16, u16),
     signed_rows!("s32", i32, u32),
     signed_rows!("s64", i64, u64),
@@ -172,10 +173,10 @@ pub(crate) const ROWS: &[&[Row]] = &[
     wide_rows!("s16", i16, i32, u32),
     wide_rows!("u32", u32, u64, u64),
     wide_rows!("s32", i32, i64, u64),
-    packed_rows!("u16x2", u16, NONE),
-    packed_rows!("s16x2", i16, &["relu"]),
-    row24!("u32", false),
-    row24!("s32", true),
+    packed_rows!("u16x2", u16, ""),
+    packed_rows!("s16x2", i16, "[.relu]"),
+    row24!("u32", false, ""),
+    row24!("s32", true, "[.sat]"),
     dot_rows!("u32.u32", false, false),
     dot_rows!("u32.s32", false, true),
     dot_rows!("s32.u32", true, false),
@@ -203,7 +204,14 @@ pub(crate) struct Carry {
     src: [Reg; 3],
 }
 
-pub(crate) const CARRY_OPCODES: &[&str] = &["add.cc", "addc", "sub.cc", "subc", "mad.lo.cc", "mad.hi.cc", "madc"];
+pub(crate) const CARRY_FORMS: &[&str] = &[
+    "add.cc.(u32|s32|u64|s64)",
+    "addc[.cc].(u32|s32|u64|s64)",
+    "sub.cc.(u32|s32|u64|s64)",
+    "subc[.cc].(u32|s32|u64|s64)",
+    "mad.(lo|hi).cc.(u32|s32|u64|s64)",
+    "madc.(lo|hi)[.cc].(u32|s32|u64|s64)",
+];
 
 pub(crate) fn decode_carry(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<Op, String> {
     let base = form.next();

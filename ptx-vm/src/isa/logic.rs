@@ -2,17 +2,15 @@
 
 use super::scalar::{Row, row};
 
-const NONE: &[&str] = &[];
-
 macro_rules! bit_rows {
     ($suffix:literal, $t:ident) => {
         &[
-            row(concat!("and.", $suffix), NONE, 2, |_, a, b, _, _| (a as $t & b as $t) as u64),
-            row(concat!("or.", $suffix), NONE, 2, |_, a, b, _, _| (a as $t | b as $t) as u64),
-            row(concat!("xor.", $suffix), NONE, 2, |_, a, b, _, _| (a as $t ^ b as $t) as u64),
-            row(concat!("not.", $suffix), NONE, 1, |_, a, _, _, _| !(a as $t) as u64),
-            row(concat!("cnot.", $suffix), NONE, 1, |_, a, _, _, _| (a as $t == 0) as u64),
-            row(concat!("shl.", $suffix), NONE, 2, |_, a, b, _, _| (a as $t).checked_shl(b as u32).unwrap_or(0) as u64),
+            row(concat!("and.", $suffix), 2, |_, a, b, _, _| (a as $t & b as $t) as u64),
+            row(concat!("or.", $suffix), 2, |_, a, b, _, _| (a as $t | b as $t) as u64),
+            row(concat!("xor.", $suffix), 2, |_, a, b, _, _| (a as $t ^ b as $t) as u64),
+            row(concat!("not.", $suffix), 1, |_, a, _, _, _| !(a as $t) as u64),
+            row(concat!("cnot.", $suffix), 1, |_, a, _, _, _| (a as $t == 0) as u64),
+            row(concat!("shl.", $suffix), 2, |_, a, b, _, _| (a as $t).checked_shl(b as u32).unwrap_or(0) as u64),
         ]
     };
 }
@@ -21,9 +19,9 @@ macro_rules! bit_rows {
 macro_rules! shift_rows {
     ($bits:literal, $u:ident, $s:ident, $un:literal, $sn:literal, $bn:literal) => {
         &[
-            row($un, NONE, 2, |_, a, b, _, _| (a as $u).checked_shr(b as u32).unwrap_or(0) as u64),
-            row($bn, NONE, 2, |_, a, b, _, _| (a as $u).checked_shr(b as u32).unwrap_or(0) as u64),
-            row($sn, NONE, 2, |_, a, b, _, _| ((a as $s) >> (b as u32).min($bits - 1)) as $u as u64),
+            row($un, 2, |_, a, b, _, _| (a as $u).checked_shr(b as u32).unwrap_or(0) as u64),
+            row($bn, 2, |_, a, b, _, _| (a as $u).checked_shr(b as u32).unwrap_or(0) as u64),
+            row($sn, 2, |_, a, b, _, _| ((a as $s) >> (b as u32).min($bits - 1)) as $u as u64),
         ]
     };
 }
@@ -124,46 +122,46 @@ fn prmt_mode(a: u64, b: u64, c: u64, selectors: [u64; 4]) -> u64 {
 }
 
 const BIT_FIELDS: &[Row] = &[
-    row("bfe.u32", NONE, 3, |_, a, b, c, _| bfe(a as u32 as i128, 32, b, c, false)),
-    row("bfe.s32", NONE, 3, |_, a, b, c, _| bfe(a as i32 as i128, 32, b, c, true)),
-    row("bfe.u64", NONE, 3, |_, a, b, c, _| bfe(a as i128, 64, b, c, false)),
-    row("bfe.s64", NONE, 3, |_, a, b, c, _| bfe(a as i64 as i128, 64, b, c, true)),
-    row("bfi.b32", NONE, 4, |_, a, b, c, d| bfi(a, b, c, d, 32) as u32 as u64),
-    row("bfi.b64", NONE, 4, |_, a, b, c, d| bfi(a, b, c, d, 64)),
-    row("bfind.u32", NONE, 1, |_, a, _, _, _| bfind(a, 32, false) as u64),
-    row("bfind.s32", NONE, 1, |_, a, _, _, _| bfind(a, 32, true) as u64),
-    row("bfind.u64", NONE, 1, |_, a, _, _, _| bfind(a, 64, false) as u64),
-    row("bfind.s64", NONE, 1, |_, a, _, _, _| bfind(a, 64, true) as u64),
-    row("bfind.shiftamt.u32", NONE, 1, |_, a, _, _, _| shiftamt(bfind(a, 32, false), 32)),
-    row("bfind.shiftamt.s32", NONE, 1, |_, a, _, _, _| shiftamt(bfind(a, 32, true), 32)),
-    row("bfind.shiftamt.u64", NONE, 1, |_, a, _, _, _| shiftamt(bfind(a, 64, false), 64)),
-    row("bfind.shiftamt.s64", NONE, 1, |_, a, _, _, _| shiftamt(bfind(a, 64, true), 64)),
-    row("popc.b32", NONE, 1, |_, a, _, _, _| (a as u32).count_ones() as u64),
-    row("popc.b64", NONE, 1, |_, a, _, _, _| a.count_ones() as u64),
-    row("clz.b32", NONE, 1, |_, a, _, _, _| (a as u32).leading_zeros() as u64),
-    row("clz.b64", NONE, 1, |_, a, _, _, _| a.leading_zeros() as u64),
-    row("brev.b32", NONE, 1, |_, a, _, _, _| (a as u32).reverse_bits() as u64),
-    row("brev.b64", NONE, 1, |_, a, _, _, _| a.reverse_bits()),
-    row("bmsk.clamp.b32", NONE, 2, |_, a, b, _, _| bmsk(a, b, true)),
-    row("bmsk.wrap.b32", NONE, 2, |_, a, b, _, _| bmsk(a, b, false)),
-    row("szext.clamp.u32", NONE, 2, |_, a, b, _, _| szext(a, b, true, false)),
-    row("szext.clamp.s32", NONE, 2, |_, a, b, _, _| szext(a, b, true, true)),
-    row("szext.wrap.u32", NONE, 2, |_, a, b, _, _| szext(a, b, false, false)),
-    row("szext.wrap.s32", NONE, 2, |_, a, b, _, _| szext(a, b, false, true)),
-    row("fns.b32", NONE, 3, |_, a, b, c, _| fns(a, b, c)),
-    row("shf.l.clamp.b32", NONE, 3, |_, a, b, c, _| shf(a, b, c, true, true)),
-    row("shf.l.wrap.b32", NONE, 3, |_, a, b, c, _| shf(a, b, c, true, false)),
-    row("shf.r.clamp.b32", NONE, 3, |_, a, b, c, _| shf(a, b, c, false, true)),
-    row("shf.r.wrap.b32", NONE, 3, |_, a, b, c, _| shf(a, b, c, false, false)),
-    row("prmt.b32", NONE, 3, |_, a, b, c, _| prmt(a, b, c)),
-    row("prmt.b32.f4e", NONE, 3, |_, a, b, c, _| prmt_mode(a, b, c, [0x3210, 0x4321, 0x5432, 0x6543])),
-    row("prmt.b32.b4e", NONE, 3, |_, a, b, c, _| prmt_mode(a, b, c, [0x5670, 0x6701, 0x7012, 0x0123])),
-    row("prmt.b32.rc8", NONE, 3, |_, a, b, c, _| prmt_mode(a, b, c, [0x0000, 0x1111, 0x2222, 0x3333])),
-    row("prmt.b32.ecl", NONE, 3, |_, a, b, c, _| prmt_mode(a, b, c, [0x3210, 0x3211, 0x3222, 0x3333])),
-    row("prmt.b32.ecr", NONE, 3, |_, a, b, c, _| prmt_mode(a, b, c, [0x0000, 0x1110, 0x2210, 0x3210])),
-    row("prmt.b32.rc16", NONE, 3, |_, a, b, c, _| prmt_mode(a, b, c, [0x1010, 0x3232, 0x1010, 0x3232])),
+    row("bfe.u32", 3, |_, a, b, c, _| bfe(a as u32 as i128, 32, b, c, false)),
+    row("bfe.s32", 3, |_, a, b, c, _| bfe(a as i32 as i128, 32, b, c, true)),
+    row("bfe.u64", 3, |_, a, b, c, _| bfe(a as i128, 64, b, c, false)),
+    row("bfe.s64", 3, |_, a, b, c, _| bfe(a as i64 as i128, 64, b, c, true)),
+    row("bfi.b32", 4, |_, a, b, c, d| bfi(a, b, c, d, 32) as u32 as u64),
+    row("bfi.b64", 4, |_, a, b, c, d| bfi(a, b, c, d, 64)),
+    row("bfind.u32", 1, |_, a, _, _, _| bfind(a, 32, false) as u64),
+    row("bfind.s32", 1, |_, a, _, _, _| bfind(a, 32, true) as u64),
+    row("bfind.u64", 1, |_, a, _, _, _| bfind(a, 64, false) as u64),
+    row("bfind.s64", 1, |_, a, _, _, _| bfind(a, 64, true) as u64),
+    row("bfind.shiftamt.u32", 1, |_, a, _, _, _| shiftamt(bfind(a, 32, false), 32)),
+    row("bfind.shiftamt.s32", 1, |_, a, _, _, _| shiftamt(bfind(a, 32, true), 32)),
+    row("bfind.shiftamt.u64", 1, |_, a, _, _, _| shiftamt(bfind(a, 64, false), 64)),
+    row("bfind.shiftamt.s64", 1, |_, a, _, _, _| shiftamt(bfind(a, 64, true), 64)),
+    row("popc.b32", 1, |_, a, _, _, _| (a as u32).count_ones() as u64),
+    row("popc.b64", 1, |_, a, _, _, _| a.count_ones() as u64),
+    row("clz.b32", 1, |_, a, _, _, _| (a as u32).leading_zeros() as u64),
+    row("clz.b64", 1, |_, a, _, _, _| a.leading_zeros() as u64),
+    row("brev.b32", 1, |_, a, _, _, _| (a as u32).reverse_bits() as u64),
+    row("brev.b64", 1, |_, a, _, _, _| a.reverse_bits()),
+    row("bmsk.clamp.b32", 2, |_, a, b, _, _| bmsk(a, b, true)),
+    row("bmsk.wrap.b32", 2, |_, a, b, _, _| bmsk(a, b, false)),
+    row("szext.clamp.u32", 2, |_, a, b, _, _| szext(a, b, true, false)),
+    row("szext.clamp.s32", 2, |_, a, b, _, _| szext(a, b, true, true)),
+    row("szext.wrap.u32", 2, |_, a, b, _, _| szext(a, b, false, false)),
+    row("szext.wrap.s32", 2, |_, a, b, _, _| szext(a, b, false, true)),
+    row("fns.b32", 3, |_, a, b, c, _| fns(a, b, c)),
+    row("shf.l.clamp.b32", 3, |_, a, b, c, _| shf(a, b, c, true, true)),
+    row("shf.l.wrap.b32", 3, |_, a, b, c, _| shf(a, b, c, true, false)),
+    row("shf.r.clamp.b32", 3, |_, a, b, c, _| shf(a, b, c, false, true)),
+    row("shf.r.wrap.b32", 3, |_, a, b, c, _| shf(a, b, c, false, false)),
+    row("prmt.b32", 3, |_, a, b, c, _| prmt(a, b, c)),
+    row("prmt.b32.f4e", 3, |_, a, b, c, _| prmt_mode(a, b, c, [0x3210, 0x4321, 0x5432, 0x6543])),
+    row("prmt.b32.b4e", 3, |_, a, b, c, _| prmt_mode(a, b, c, [0x5670, 0x6701, 0x7012, 0x0123])),
+    row("prmt.b32.rc8", 3, |_, a, b, c, _| prmt_mode(a, b, c, [0x0000, 0x1111, 0x2222, 0x3333])),
+    row("prmt.b32.ecl", 3, |_, a, b, c, _| prmt_mode(a, b, c, [0x3210, 0x3211, 0x3222, 0x3333])),
+    row("prmt.b32.ecr", 3, |_, a, b, c, _| prmt_mode(a, b, c, [0x0000, 0x1110, 0x2210, 0x3210])),
+    row("prmt.b32.rc16", 3, |_, a, b, c, _| prmt_mode(a, b, c, [0x1010, 0x3232, 0x1010, 0x3232])),
     // The table is an immediate: bit i of it is the result for inputs (a, b, c) = bits of i.
-    row("lop3.b32", NONE, 4, |_, a, b, c, table| {
+    row("lop3.b32", 4, |_, a, b, c, table| {
         (0..8).filter(|i| table >> i & 1 == 1).fold(0u32, |out, i| {
             let term = |v: u64, bit: u32| {
                 if i >> bit & 1 == 1 { v as u32 } else { !(v as u32) }

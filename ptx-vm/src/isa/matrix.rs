@@ -8,7 +8,11 @@ use crate::parse::ast::Operand;
 use crate::report::{FaultKind, Raise};
 use crate::types::Space;
 
-pub(crate) const OPCODES: &[&str] = &["ldmatrix", "stmatrix", "movmatrix"];
+pub(crate) const FORMS: &[&str] = &[
+    "ldmatrix.sync.aligned.m8n8.(x1|x2|x4)[.trans][.shared|.shared::cta].b16",
+    "stmatrix.sync.aligned.m8n8.(x1|x2|x4)[.trans][.shared|.shared::cta].b16",
+    "movmatrix.sync.aligned.m8n8.trans.b16",
+];
 
 #[derive(Debug)]
 pub(crate) enum Matrix {

@@ -9,11 +9,19 @@ use crate::ir::{Addr, Pred, Reg};
 use crate::lower::Cx;
 use crate::machine::{AsyncOp, At, Flow, Machine, SharedClock, Target, Wait, lanes, no_poison};
 use crate::mem::clock::{ASYNC_LANE, Clock, Who};
+use crate::mem::shadow::Stamp;
 use crate::parse::ast::Operand;
 use crate::report::{FaultKind, Raise};
 use crate::types::Space;
 
-pub(crate) const OPCODES: &[&str] = &["mbarrier"];
+pub(crate) const FORMS: &[&str] = &[
+    "mbarrier.(init|inval)[.shared|.shared::cta].b64",
+    "mbarrier.(expect_tx|complete_tx)[.relaxed][.cta|.cluster][.shared|.shared::cta|.shared::cluster].b64",
+    "mbarrier.(arrive|arrive_drop)[.release|.relaxed][.cta|.cluster][.shared|.shared::cta|.shared::cluster].b64",
+    "mbarrier.arrive.expect_tx[.release|.relaxed][.cta|.cluster][.shared|.shared::cta|.shared::cluster].b64",
+    "mbarrier.(test_wait|try_wait)[.parity][.acquire|.relaxed][.cta|.cluster][.shared|.shared::cta].b64",
+    "mbarrier.pending_count.b64",
+];
 
 const MAX_COUNT: u64 = (1 << 20) - 1;
 
@@ -31,8 +39,10 @@ pub(crate) struct Mbarrier {
     clock: Clock,
     /// The same at the last completion.
     complete: SharedClock,
-    /// Who initialised it and when: others must be ordered after that.
-    init: (Who, u32),
+    /// Who initialised it, when and where: others must be ordered after that.
+    init: (Who, u32, u32),
+    /// Who arrived or announced bytes last, and where.
+    last: Stamp,
 }
 
 impl Mbarrier {
@@ -191,10 +201,10 @@ pub(crate) fn locate(
     let Some(barrier) = m.ctas[cta].mbarriers.get(&offset) else {
         return Err(fault(format!("no mbarrier was initialised at 0x{offset:x}")).lane(lane));
     };
-    let (init, epoch) = barrier.init;
+    let (init, epoch, pc) = barrier.init;
     if m.checks.races && init != who && !m.warp(at).clocks[lane].knows(init, epoch) {
         let text = format!("use of the mbarrier at 0x{offset:x} is not ordered after its initialisation");
-        return Err(fault(text).lane(lane));
+        return Err(fault(text).lane(lane).other(Stamp::by(init, pc)));
     }
     Ok((cta, offset))
 }
@@ -202,10 +212,10 @@ pub(crate) fn locate(
 /// Fails unless the initialisation was made visible to the async proxy.
 pub(crate) fn check_visible(m: &Machine, at: At, lane: usize, cta: usize, offset: usize) -> Result<(), Raise> {
     let Some(barrier) = m.ctas[cta].mbarriers.get(&offset) else { return Ok(()) };
-    let (init, epoch) = barrier.init;
+    let (init, epoch, pc) = barrier.init;
     if m.checks.races && !m.warp(at).clocks[lane].fenced(init, epoch) {
         let text = "initialised without fence.mbarrier_init or fence.proxy.async before an asynchronous copy uses it";
-        return Err(fault(text).lane(lane));
+        return Err(fault(text).lane(lane).other(Stamp::by(init, pc)));
     }
     Ok(())
 }
@@ -238,7 +248,7 @@ pub(crate) fn execute(m: &mut Machine, at: At, op: &MbarrierOp) -> Result<Flow, 
             }
             Ok(Flow::Next)
         }
-        Kind::Wait { parity } => wait(m, at, (space, &address), &values, parity, done),
+        Kind::Wait { parity } => wait(m, at, (space, &address), &values, (parity, order), done),
         _ => {
             let states = arrive_all(m, at, kind, order, (space, &address), &values)?;
             m.warp_mut(at).write(state, at.lanes, &states, 0);
@@ -257,14 +267,16 @@ fn init(m: &mut Machine, at: At, lane: usize, space: Space, address: u64, count:
     let Target::Shared(cta, offset) = target else {
         return Err(fault("not in shared memory").lane(lane));
     };
-    if m.ctas[cta].mbarrier_in(offset, 8).is_some() {
-        return Err(fault(format!("initialised twice at 0x{offset:x}")).lane(lane));
+    if let Some((_, first)) = m.ctas[cta].mbarrier_in(offset, 8) {
+        let first = Stamp::by(first.init.0, first.init.2);
+        return Err(fault(format!("initialised twice at 0x{offset:x}")).lane(lane).other(first));
     }
-    let init = (m.who(at, lane), m.warp(at).epoch);
+    let init = (m.who(at, lane), m.warp(at).epoch, at.pc);
+    let last = Stamp::by(init.0, at.pc);
     m.write_bytes(at, target, 8, 0, false);
     let expected = count as u32;
     let (clock, complete) = (Clock::default(), SharedClock::default());
-    let barrier = Mbarrier { expected, pending: expected, tx: 0, phase: 0, clock, complete, init };
+    let barrier = Mbarrier { expected, pending: expected, tx: 0, phase: 0, clock, complete, init, last };
     m.ctas[cta].mbarriers.insert(offset, barrier);
     Ok(())
 }
@@ -286,6 +298,7 @@ fn arrive_all(
     let mut joined = None;
     for lane in lanes(at.lanes) {
         let place = locate(m, at, lane, space, address[lane])?;
+        let who = m.who(at, lane);
         let barrier = m.ctas[place.0].mbarriers.get_mut(&place.1).ok_or_else(|| fault("gone"))?;
         if joined != Some(place) {
             barrier.clock.join(&given);
@@ -294,8 +307,9 @@ fn arrive_all(
         states[lane] = barrier.state();
         arrive(barrier, kind, values[lane] as u32).map_err(|text| {
             let text = format!("{text} (at 0x{:x}, phase {})", place.1, barrier.phase);
-            fault(text).lane(lane)
+            fault(text).lane(lane).other(barrier.last)
         })?;
+        barrier.last = Stamp::by(who, at.pc);
         if barrier.check() {
             m.progress += 1;
         }
@@ -332,7 +346,7 @@ fn wait(
     at: At,
     (space, address): (Space, &[u64; 32]),
     values: &[u64; 32],
-    parity: bool,
+    (parity, order): (bool, Order),
     done: Pred,
 ) -> Result<Flow, Raise> {
     let mut holds = 0;
@@ -357,7 +371,7 @@ fn wait(
             }
         }
     }
-    for (clock, lanes) in learn {
+    for (clock, lanes) in learn.into_iter().filter(|_| order.acquires()) {
         m.acquire(At { lanes, ..at }, &clock);
     }
     m.warp_mut(at).write_pred(done, at.lanes, holds, 0);
@@ -365,8 +379,17 @@ fn wait(
         return Ok(Flow::Next);
     }
     m.counters.mbarrier_polls += 1;
-    // Lanes that found their phase complete go on; the others have something to wait for.
-    Ok(if holds == 0 { Flow::NextThen(Wait::Progress(m.progress)) } else { Flow::Next })
+    // Lanes that found their phase complete go on; others that ask again in vain have something to wait for.
+    let progress = m.progress;
+    let polls = &mut m.warp_mut(at).polls;
+    if polls.0 != progress {
+        *polls = (progress, vec![]);
+    }
+    let again = polls.1.contains(&(at.pc, at.lanes));
+    if !again {
+        polls.1.push((at.pc, at.lanes));
+    }
+    Ok(if holds == 0 && again { Flow::NextThen(Wait::Progress(progress)) } else { Flow::Next })
 }
 
 /// A copy has landed: its mbarriers learn of the bytes (or arrivals).
@@ -381,13 +404,13 @@ pub(crate) fn complete(m: &mut Machine, op: &AsyncOp) -> Result<(), Raise> {
                 "the phase completed while a copy of {} bytes on it was under way: fewer bytes were expected than copied",
                 signal.bytes
             );
-            return Err(fault(text));
+            return Err(fault(text).other(barrier.last));
         }
         barrier.clock.join(&op.clock);
         barrier.clock.raise_async(who.cta, who.warp, ASYNC_LANE, op.epoch);
         barrier.tx -= signal.bytes as i64;
         if op.arrivals > barrier.pending {
-            return Err(fault("more arrivals than the mbarrier waits for"));
+            return Err(fault("more arrivals than the mbarrier waits for").other(barrier.last));
         }
         barrier.pending -= op.arrivals;
         barrier.check();

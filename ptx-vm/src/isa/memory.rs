@@ -9,7 +9,56 @@ use crate::parse::ast::{Operand, VarSpace};
 use crate::report::{FaultKind, Raise};
 use crate::types::{Space, sign_extend, truncate};
 
-pub(crate) const OPCODES: &[&str] = &["ld", "ldu", "st"];
+/// Hints for the first-level cache.
+macro_rules! l1 {
+    () => {
+        "{.L1::evict_normal|.L1::evict_unchanged|.L1::evict_first|.L1::evict_last|.L1::no_allocate}{.L2::cache_hint}"
+    };
+}
+
+/// Where weak accesses, and those that order, may go.
+macro_rules! spaces {
+    ($more:literal) => {
+        concat!("[.global|.shared|.shared::cta|.shared::cluster", $more, "]")
+    };
+}
+
+/// Prefetch sizes of loads.
+macro_rules! l2 {
+    () => {
+        "{.L2::64B|.L2::128B|.L2::256B}"
+    };
+}
+
+/// Types, alone and as vectors of at most 16 bytes.
+macro_rules! forms {
+    ($($prefix:expr),*) => {
+        concat!(
+            $($prefix,)*
+            "(.v4.(b8|b16|b32|u8|u16|u32|s8|s16|s32|f32)",
+            "|[.v2].(b8|b16|b32|b64|u8|u16|u32|u64|s8|s16|s32|s64|f32|f64))"
+        )
+    };
+}
+
+pub(crate) const FORMS: &[&str] = &[
+    forms!(
+        "ld[.weak]",
+        spaces!("|.local|.const|.param|.param::entry|.param::func"),
+        "{.ca|.cg|.cs|.lu|.cv}",
+        l1!(),
+        l2!()
+    ),
+    forms!("ld.volatile", spaces!("|.local")),
+    forms!("ld(.relaxed|.acquire)(.cta|.cluster|.gpu|.sys)", spaces!(""), l1!(), l2!()),
+    forms!("ld.mmio.relaxed.sys[.global]"),
+    forms!("ld[.weak].global{.ca|.cg|.cs}.nc", l1!(), l2!()),
+    forms!("ldu[.global]"),
+    forms!("st[.weak]", spaces!("|.local|.param|.param::func"), "{.wb|.cg|.cs|.wt}", l1!()),
+    forms!("st.volatile", spaces!("|.local")),
+    forms!("st(.relaxed|.release)(.cta|.cluster|.gpu|.sys)", spaces!(""), l1!()),
+    forms!("st.mmio.relaxed.sys[.global]"),
+];
 
 /// Memory order of an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +122,8 @@ pub(crate) struct Access {
 pub(crate) fn decode(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<Op, String> {
     let load = form.next() != "st";
     let mut order = Order::Weak;
-    if form.take("volatile") || form.take("relaxed") || form.take("mmio") {
+    form.take("mmio");
+    if form.take("volatile") || form.take("relaxed") {
         order = Order::Relaxed;
     } else if load && form.take("acquire") {
         order = Order::Acquire;
@@ -84,22 +134,17 @@ pub(crate) fn decode(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<Op
     }
     let scope = form.take_with(Scope::parse).unwrap_or(Scope::Gpu);
     let mut space = form.take_with(space).unwrap_or(Space::Generic);
-    let read_only = cache_hints(form) && load;
-    let count = match form.peek() {
-        "v2" => 2,
-        "v4" => 4,
-        "v8" => 8,
-        _ => 1,
+    let (read_only, policy) = cache_hints(form);
+    let count = if form.take("v2") {
+        2
+    } else if form.take("v4") {
+        4
+    } else {
+        1
     };
-    if count > 1 {
-        form.next();
-    }
     let ty = form.ty()?;
     form.end()?;
-    if ops.len() != 2 {
-        return Err("cache-policy operands are not supported here".into());
-    }
-    arity(ops, 2)?;
+    arity(ops, 2 + policy as usize)?;
     let (reg_op, addr_op) = if load { (&ops[0], &ops[1]) } else { (&ops[1], &ops[0]) };
     if cx.symbol_space(addr_op) == Some(VarSpace::Local) && space == Space::Param {
         // Parameters of functions and calls lie in per-thread memory.
@@ -107,8 +152,8 @@ pub(crate) fn decode(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<Op
     }
     let regs = if load { cx.dsts(reg_op)? } else { cx.values(reg_op)? };
     let bytes = ty.bytes();
-    if regs.len() != count || bytes > 8 || bytes * count > 32 {
-        return Err(form.unknown());
+    if regs.len() != count {
+        return Err(format!("expected {count} registers, found {}", regs.len()));
     }
     let first = if let Operand::Vector(items) = reg_op { &items[0] } else { reg_op };
     let extend = (load && ty.signed()).then(|| cx.width(first)).filter(|&w| w > bytes);
@@ -117,18 +162,19 @@ pub(crate) fn decode(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<Op
     Ok(Op::Memory(Access { load, space, order, scope, read_only, bytes, extend, regs, addr }))
 }
 
-/// Skips cache and prefetch hints; whether `.nc` was among them.
-fn cache_hints(form: &mut Form) -> bool {
-    let mut read_only = false;
+/// Skips cache and prefetch hints; whether `.nc` was among them, and one that takes a cache policy as an operand.
+fn cache_hints(form: &mut Form) -> (bool, bool) {
+    let (mut read_only, mut policy) = (false, false);
     loop {
         let word = form.peek();
-        let known = matches!(word, "nc" | "ca" | "cg" | "cs" | "lu" | "cv" | "wb" | "wt" | "unified")
+        let known = matches!(word, "nc" | "ca" | "cg" | "cs" | "lu" | "cv" | "wb" | "wt")
             || word.starts_with("L1::")
-            || matches!(word, "L2::64B" | "L2::128B" | "L2::256B");
+            || word.starts_with("L2::");
         if !known {
-            return read_only;
+            return (read_only, policy);
         }
         read_only |= word == "nc";
+        policy |= word == "L2::cache_hint";
         form.next();
     }
 }

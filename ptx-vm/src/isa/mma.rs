@@ -9,7 +9,13 @@ use crate::parse::ast::Operand;
 use crate::report::Raise;
 use crate::types::{Ty, sign_extend};
 
-pub(crate) const OPCODES: &[&str] = &["mma.sync"];
+pub(crate) const FORMS: &[&str] = &[
+    "mma.sync.aligned.(m16n8k8|m16n8k16).row.col.f32.bf16.bf16.f32",
+    "mma.sync.aligned.(m16n8k8|m16n8k16).row.col.(f32|f16).f16.f16.(f32|f16)",
+    "mma.sync.aligned.(m16n8k4|m16n8k8).row.col.f32.tf32.tf32.f32",
+    "mma.sync.aligned.(m16n8k16|m16n8k32).row.col.(f32.(e4m3|e5m2).(e4m3|e5m2).f32|f16.(e4m3|e5m2).(e4m3|e5m2).f16)",
+    "mma.sync.aligned.(m16n8k16|m16n8k32).row.col[.satfinite].s32.(s8|u8).(s8|u8).s32",
+];
 
 const M: usize = 16;
 const N: usize = 8;
@@ -63,7 +69,7 @@ fn supported(k: usize, d: Ty, a: Ty, b: Ty, c: Ty) -> bool {
         Ty::BF16 => b == a && d == Ty::F32 && c == d && matches!(k, 8 | 16),
         Ty::F16 => b == a && matches!(d, Ty::F32 | Ty::F16) && matches!(c, Ty::F32 | Ty::F16) && matches!(k, 8 | 16),
         Ty::TF32 => b == a && d == Ty::F32 && c == d && matches!(k, 4 | 8),
-        _ if fp8(a) => fp8(b) && d == Ty::F32 && c == d && matches!(k, 16 | 32),
+        _ if fp8(a) => fp8(b) && matches!(d, Ty::F32 | Ty::F16) && c == d && matches!(k, 16 | 32),
         _ if byte(a) => byte(b) && d == Ty::S32 && c == d && matches!(k, 16 | 32),
         _ => false,
     }

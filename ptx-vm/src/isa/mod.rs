@@ -11,6 +11,7 @@ pub(crate) mod cp_async;
 pub(crate) mod data;
 pub(crate) mod fence;
 pub(crate) mod float;
+mod form;
 pub(crate) mod half_float;
 pub(crate) mod integer;
 pub(crate) mod logic;
@@ -23,6 +24,12 @@ pub(crate) mod setmaxnreg;
 pub(crate) mod tensor;
 pub(crate) mod warp;
 pub(crate) mod wgmma;
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+pub(crate) use form::Form;
+use form::Pattern;
 
 use crate::lower::Cx;
 use crate::machine::{At, Flow, Machine};
@@ -56,44 +63,99 @@ pub(crate) enum Op {
 /// How a family decodes one opcode: the modifiers behind the opcode, then the operands.
 type Decode = fn(&mut Cx, &mut Form, &[Operand]) -> Result<Op, String>;
 
-/// Opcode → family. What each form does is said by the rows of the family's file.
-const TABLE: &[(&[&str], Decode)] = &[
-    (scalar::OPCODES, scalar::decode),
-    (integer::CARRY_OPCODES, integer::decode_carry),
-    (compare::OPCODES, compare::decode),
-    (data::OPCODES, data::decode),
-    (control::OPCODES, control::decode),
-    (memory::OPCODES, memory::decode),
-    (atomic::OPCODES, atomic::decode),
-    (warp::OPCODES, warp::decode),
-    (barrier::OPCODES, barrier::decode),
-    (cp_async::OPCODES, cp_async::decode),
-    (matrix::OPCODES, matrix::decode),
-    (mma::OPCODES, mma::decode),
-    (fence::OPCODES, fence::decode),
-    (mbarrier::OPCODES, mbarrier::decode),
-    (bulk::OPCODES, bulk::decode),
-    (wgmma::OPCODES, wgmma::decode),
-    (cluster::OPCODES, cluster::decode),
-    (setmaxnreg::OPCODES, setmaxnreg::decode),
+/// The forms of a family.
+enum Forms {
+    /// Patterns that the family decodes.
+    Patterns(&'static [&'static str], Decode),
+    /// Rows of pure arithmetic, which say themselves what they do.
+    Rows(&'static [&'static [scalar::Row]]),
+}
+
+use Forms::{Patterns, Rows};
+
+/// Every form that is accepted, by family. What each does is said in the family's file.
+const TABLE: &[(&str, Forms)] = &[
+    ("integer", Rows(integer::ROWS)),
+    ("carry", Patterns(integer::CARRY_FORMS, integer::decode_carry)),
+    ("logic", Rows(logic::ROWS)),
+    ("float", Rows(float::ROWS)),
+    ("approx", Rows(float::APPROX_ROWS)),
+    ("half", Rows(half_float::ROWS)),
+    ("convert", Rows(convert::ROWS)),
+    ("compare", Patterns(compare::FORMS, compare::decode)),
+    ("data", Patterns(data::FORMS, data::decode)),
+    ("control", Patterns(control::FORMS, control::decode)),
+    ("memory", Patterns(memory::FORMS, memory::decode)),
+    ("atomic", Patterns(atomic::FORMS, atomic::decode)),
+    ("warp", Patterns(warp::FORMS, warp::decode)),
+    ("barrier", Patterns(barrier::FORMS, barrier::decode)),
+    ("cp_async", Patterns(cp_async::FORMS, cp_async::decode)),
+    ("matrix", Patterns(matrix::FORMS, matrix::decode)),
+    ("mma", Patterns(mma::FORMS, mma::decode)),
+    ("fence", Patterns(fence::FORMS, fence::decode)),
+    ("mbarrier", Patterns(mbarrier::FORMS, mbarrier::decode)),
+    ("bulk", Patterns(bulk::FORMS, bulk::decode)),
+    ("tensor", Patterns(tensor::FORMS, tensor::decode)),
+    ("wgmma", Patterns(wgmma::FORMS, wgmma::decode)),
+    ("cluster", Patterns(cluster::FORMS, cluster::decode)),
+    ("setmaxnreg", Patterns(setmaxnreg::FORMS, setmaxnreg::decode)),
 ];
 
-/// Decodes an instruction; an unknown form is an error.
-pub(crate) fn decode(cx: &mut Cx, opcode: &str, operands: &[Operand]) -> Result<Op, String> {
-    let base = opcode.split('.').next().unwrap_or("");
-    let mut found = None;
-    for (opcodes, decode) in TABLE {
-        for entry in *opcodes {
-            // An entry may name several parts (`bar.warp`); the longest match wins.
-            let matches = opcode == *entry || opcode.strip_prefix(entry).is_some_and(|rest| rest.starts_with('.'));
-            if matches && found.is_none_or(|(len, _)| entry.len() > len) {
-                found = Some((entry.len(), *decode));
+/// The patterns by opcode, and the forms of the rows, which are few enough to be listed.
+struct Index {
+    patterns: HashMap<&'static str, Vec<(Pattern, Decode)>>,
+    rows: HashMap<String, &'static scalar::Row>,
+}
+
+static INDEX: LazyLock<Index> = LazyLock::new(|| {
+    let mut index = Index { patterns: HashMap::new(), rows: HashMap::new() };
+    for (_, forms) in TABLE {
+        match forms {
+            Patterns(patterns, decode) => {
+                for text in *patterns {
+                    index.patterns.entry(form::base(text)).or_default().push((Pattern::new(text), *decode));
+                }
+            }
+            Rows(rows) => {
+                for row in rows.iter().copied().flatten() {
+                    index.rows.extend(Pattern::new(row.form).forms().into_iter().map(|form| (form, row)));
+                }
             }
         }
     }
-    let Some((_, decode)) = found else {
-        return Err(format!("unknown opcode {base}"));
+    index
+});
+
+/// Every accepted form with the name of its family.
+pub(crate) fn forms() -> Vec<(&'static str, String)> {
+    let mut all = vec![];
+    for (family, forms) in TABLE {
+        let patterns: Vec<&'static str> = match forms {
+            Patterns(patterns, _) => patterns.to_vec(),
+            Rows(rows) => rows.iter().copied().flatten().map(|row| row.form).collect(),
+        };
+        all.extend(patterns.into_iter().flat_map(|text| Pattern::new(text).forms()).map(|form| (*family, form)));
+    }
+    all
+}
+
+/// The row of a form of pure arithmetic.
+pub(crate) fn row_of(form: &str) -> Option<&'static scalar::Row> {
+    INDEX.rows.get(form).copied()
+}
+
+/// Decodes an instruction; an unknown form is an error.
+pub(crate) fn decode(cx: &mut Cx, opcode: &str, operands: &[Operand]) -> Result<Op, String> {
+    if let Some(row) = row_of(opcode) {
+        return scalar::decode_row(cx, row, opcode, operands);
+    }
+    let base = form::base(opcode);
+    let Some(patterns) = INDEX.patterns.get(base) else {
+        let rows = INDEX.rows.keys().any(|form| form::base(form) == base);
+        return Err(if rows { format!("unknown form {opcode}") } else { format!("unknown opcode {base}") });
     };
+    let found = patterns.iter().find(|(pattern, _)| pattern.matches(opcode));
+    let (_, decode) = found.ok_or_else(|| format!("unknown form {opcode}"))?;
     decode(cx, &mut Form::new(opcode), operands)
 }
 
@@ -119,65 +181,6 @@ pub(crate) fn execute(m: &mut Machine, at: At, op: &Op) -> Result<Flow, Raise> {
         Op::Wgmma(op) => wgmma::execute(m, at, op),
         Op::Cluster(op) => cluster::execute(m, at, op),
         Op::SetMaxNReg(op) => setmaxnreg::execute(m, at, op),
-    }
-}
-
-/// The dotted parts of an opcode, taken from the front as a family recognises them.
-pub(crate) struct Form<'a> {
-    full: &'a str,
-    parts: Vec<&'a str>,
-    at: usize,
-}
-
-impl<'a> Form<'a> {
-    pub fn new(full: &'a str) -> Self {
-        Form { full, parts: full.split('.').collect(), at: 0 }
-    }
-
-    pub fn full(&self) -> &'a str {
-        self.full
-    }
-
-    /// The next part, or "" at the end.
-    pub fn peek(&self) -> &'a str {
-        self.parts.get(self.at).copied().unwrap_or("")
-    }
-
-    pub fn next(&mut self) -> &'a str {
-        let part = self.peek();
-        self.at += 1;
-        part
-    }
-
-    /// Takes the next part if it is `word`.
-    pub fn take(&mut self, word: &str) -> bool {
-        let found = self.peek() == word && !word.is_empty();
-        self.at += found as usize;
-        found
-    }
-
-    /// Takes the next part if `parse` knows it.
-    pub fn take_with<T>(&mut self, parse: impl Fn(&str) -> Option<T>) -> Option<T> {
-        let found = parse(self.peek());
-        self.at += found.is_some() as usize;
-        found
-    }
-
-    pub fn require(&mut self, word: &str) -> Result<(), String> {
-        if self.take(word) { Ok(()) } else { Err(self.unknown()) }
-    }
-
-    pub fn ty(&mut self) -> Result<crate::types::Ty, String> {
-        self.take_with(crate::types::Ty::parse).ok_or_else(|| self.unknown())
-    }
-
-    /// Fails if parts are left that no one has recognised.
-    pub fn end(&self) -> Result<(), String> {
-        if self.at >= self.parts.len() { Ok(()) } else { Err(self.unknown()) }
-    }
-
-    pub fn unknown(&self) -> String {
-        format!("unknown form of {} at .{}", self.parts[0], self.peek())
     }
 }
 

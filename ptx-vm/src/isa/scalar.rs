@@ -1,9 +1,6 @@
 //! Pure per-lane arithmetic: every form is a row of a table that maps it to a function of up to four values.
 
-use std::collections::HashMap;
-use std::sync::LazyLock;
-
-use super::{Form, Op, arity, convert, float, half_float, integer, logic};
+use super::{Op, arity, convert};
 use crate::ir::Reg;
 use crate::lower::Cx;
 use crate::machine::{At, Flow, Machine};
@@ -29,7 +26,10 @@ pub(crate) struct Mods {
     pub round: Round,
     /// Subnormal inputs and results are zero.
     pub ftz: bool,
+    /// Clamped to [0, 1], or an integer to the range of its type.
     pub sat: bool,
+    /// What overflows is the largest finite value.
+    pub finite: bool,
     pub relu: bool,
     /// min/max: NaN wins.
     pub nan: bool,
@@ -40,32 +40,18 @@ pub(crate) struct Mods {
 /// What a form computes. Inputs may carry bits above the operand type; results never do.
 pub(crate) type LaneFn = fn(Mods, u64, u64, u64, u64) -> u64;
 
-/// A row of the table: a form, the modifiers it takes, its operand count and its meaning.
+/// A row of the table: forms, their operand count and their meaning.
 pub(crate) struct Row {
-    /// Opcode and types, modifiers left out: `mad.wide.u32`.
+    /// A pattern; see [`super::form`].
     pub form: &'static str,
-    pub modifiers: &'static [&'static str],
     pub sources: usize,
     pub run: LaneFn,
 }
 
 /// Shorthand for the tables.
-pub(crate) const fn row(form: &'static str, modifiers: &'static [&'static str], sources: usize, run: LaneFn) -> Row {
-    Row { form, modifiers, sources, run }
+pub(crate) const fn row(form: &'static str, sources: usize, run: LaneFn) -> Row {
+    Row { form, sources, run }
 }
-
-/// All scalar rows by form.
-static TABLE: LazyLock<HashMap<&'static str, &'static Row>> = LazyLock::new(|| {
-    let tables = [integer::ROWS, logic::ROWS, float::ROWS, float::APPROX_ROWS, half_float::ROWS, convert::ROWS];
-    tables.into_iter().flatten().copied().flatten().map(|row| (row.form, row)).collect()
-});
-
-/// Opcodes whose forms are rows.
-pub(crate) const OPCODES: &[&str] = &[
-    "add", "sub", "mul", "mul24", "mad", "mad24", "sad", "div", "rem", "abs", "neg", "min", "max", "popc", "clz",
-    "bfind", "brev", "bfe", "bfi", "bmsk", "szext", "fns", "dp4a", "dp2a", "fma", "rcp", "sqrt", "rsqrt", "sin", "cos",
-    "lg2", "ex2", "tanh", "copysign", "and", "or", "xor", "not", "cnot", "lop3", "shl", "shr", "shf", "prmt", "cvt",
-];
 
 /// A decoded scalar operation.
 #[derive(Clone, Copy, Debug)]
@@ -79,58 +65,38 @@ pub(crate) struct Scalar {
     src: [Reg; 4],
 }
 
-/// The row of a form and the modifiers found in it.
-pub(crate) fn lookup(full: &str) -> Result<(&'static Row, Mods), String> {
+/// The modifiers among the parts of a form.
+fn modifiers(form: &str) -> Mods {
     let mut mods = Mods::default();
-    let mut key = String::with_capacity(full.len());
-    let mut seen = vec![];
-    for part in full.split('.') {
-        if set_modifier(&mut mods, part) {
-            seen.push(part);
-        } else {
-            if !key.is_empty() {
-                key.push('.');
-            }
-            key.push_str(part);
+    for part in form.split('.') {
+        match part {
+            "rn" | "rni" => mods.round = Round::Nearest,
+            "rna" => mods.round = Round::NearestAway,
+            "rz" | "rzi" => mods.round = Round::Zero,
+            "rm" | "rmi" => mods.round = Round::Down,
+            "rp" | "rpi" => mods.round = Round::Up,
+            "ftz" => mods.ftz = true,
+            "sat" => mods.sat = true,
+            "satfinite" => mods.finite = true,
+            "relu" => mods.relu = true,
+            "NaN" => mods.nan = true,
+            _ => {}
         }
+        mods.integral |= matches!(part, "rni" | "rzi" | "rmi" | "rpi");
     }
-    let row = TABLE.get(key.as_str()).ok_or_else(|| format!("unknown form {full}"))?;
-    match seen.iter().find(|part| !row.modifiers.contains(part)) {
-        Some(part) => Err(format!("unknown form {full}: .{part} does not go with {}", row.form)),
-        None => Ok((row, mods)),
-    }
+    mods
 }
 
-fn set_modifier(mods: &mut Mods, part: &str) -> bool {
-    match part {
-        "rn" | "rni" => mods.round = Round::Nearest,
-        "rna" => mods.round = Round::NearestAway,
-        "rz" | "rzi" => mods.round = Round::Zero,
-        "rm" | "rmi" => mods.round = Round::Down,
-        "rp" | "rpi" => mods.round = Round::Up,
-        "ftz" => mods.ftz = true,
-        "sat" | "satfinite" => mods.sat = true,
-        "relu" => mods.relu = true,
-        "NaN" => mods.nan = true,
-        _ => return false,
-    }
-    mods.integral |= matches!(part, "rni" | "rzi" | "rmi" | "rpi");
-    true
-}
-
-pub(crate) fn decode(cx: &mut Cx, form: &mut Form, operands: &[Operand]) -> Result<Op, String> {
-    if form.full().ends_with(".pred") {
-        return super::compare::decode_predicate_logic(cx, form, operands);
-    }
-    let (row, mods) = lookup(form.full())?;
+/// Decodes one of the forms of `row`.
+pub(crate) fn decode_row(cx: &mut Cx, row: &Row, form: &str, operands: &[Operand]) -> Result<Op, String> {
     arity(operands, row.sources + 1)?;
     let mut src = [cx.constant(0); 4];
     for (slot, operand) in src.iter_mut().zip(&operands[1..]) {
         *slot = cx.value(operand)?;
     }
     let dst = cx.dst(&operands[0])?;
-    let widen = convert::sign_extension(row.form, cx.width(&operands[0]));
-    Ok(Op::Scalar(Scalar { run: row.run, mods, widen, dst, src }))
+    let widen = convert::sign_extension(form, cx.width(&operands[0]));
+    Ok(Op::Scalar(Scalar { run: row.run, mods: modifiers(form), widen, dst, src }))
 }
 
 pub(crate) fn execute(m: &mut Machine, at: At, op: &Scalar) -> Result<Flow, Raise> {

@@ -7,7 +7,7 @@ use crate::machine::{At, Flow, Machine, Wait, whole_warp};
 use crate::parse::ast::Operand;
 use crate::report::{FaultKind, Raise};
 
-pub(crate) const OPCODES: &[&str] = &["setmaxnreg"];
+pub(crate) const FORMS: &[&str] = &["setmaxnreg.(inc|dec).sync.aligned.u32"];
 
 /// Registers of a multiprocessor.
 const REGISTER_FILE: u32 = 65536;

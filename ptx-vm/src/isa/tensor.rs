@@ -11,6 +11,16 @@ use crate::report::{FaultKind, Raise};
 use crate::tensor_map::{ENCODED_BYTES, OobFill, TensorMap, TensorType};
 use crate::types::{Space, Ty};
 
+pub(crate) const FORMS: &[&str] = &[
+    "cp.async.bulk.tensor.(1d|2d|3d|4d|5d).shared::cluster.global[.tile].mbarrier::complete_tx::bytes\
+     [.multicast::cluster]{.L2::cache_hint}",
+    "cp.async.bulk.tensor.(1d|2d|3d|4d|5d).shared::cta.global[.tile].mbarrier::complete_tx::bytes{.L2::cache_hint}",
+    "cp.async.bulk.tensor.(1d|2d|3d|4d|5d).global.shared::cta[.tile].bulk_group{.L2::cache_hint}",
+    "cp.reduce.async.bulk.tensor.(1d|2d|3d|4d|5d).global.shared::cta.(add|min|max|and|or|xor)[.tile].bulk_group\
+     {.L2::cache_hint}",
+    "cp.async.bulk.prefetch.tensor.(1d|2d|3d|4d|5d).L2.global[.tile]{.L2::cache_hint}",
+];
+
 #[derive(Debug)]
 pub(crate) enum Tensor {
     Load { dst: Addr, map: Addr, coords: Box<[Reg]>, bar: Addr, multicast: Option<Reg> },
@@ -20,8 +30,15 @@ pub(crate) enum Tensor {
 
 const REDUCTIONS: [&str; 6] = ["add", "min", "max", "and", "or", "xor"];
 
-/// Decodes behind `cp{.reduce}.async.bulk.tensor`.
-pub(crate) fn decode(cx: &mut Cx, form: &mut Form, ops: &[Operand], reduces: bool) -> Result<Op, String> {
+pub(crate) fn decode(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<Op, String> {
+    form.require("cp")?;
+    let reduces = form.take("reduce");
+    form.require("async")?;
+    form.require("bulk")?;
+    if form.take("prefetch") {
+        return Ok(Op::Tensor(Tensor::Prefetch));
+    }
+    form.require("tensor")?;
     let rank = form.take_with(|w| {
         Some(match w {
             "1d" => 1,
@@ -65,14 +82,6 @@ pub(crate) fn decode(cx: &mut Cx, form: &mut Form, ops: &[Operand], reduces: boo
     };
     form.end()?;
     Ok(Op::Tensor(tensor))
-}
-
-/// `cp.async.bulk.prefetch.tensor` has no effect here.
-pub(crate) fn decode_prefetch(form: &mut Form) -> Result<Op, String> {
-    while !form.peek().is_empty() {
-        form.next();
-    }
-    Ok(Op::Tensor(Tensor::Prefetch))
 }
 
 /// `[map, {c0, c1, ...}]`

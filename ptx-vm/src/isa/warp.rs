@@ -8,8 +8,17 @@ use crate::parse::ast::Operand;
 use crate::report::{FaultKind, Raise};
 use crate::types::{Ty, truncate};
 
-pub(crate) const OPCODES: &[&str] =
-    &["shfl.sync", "vote.sync", "match", "redux.sync", "activemask", "elect.sync", "bar.warp.sync"];
+pub(crate) const FORMS: &[&str] = &[
+    "shfl.sync.(up|down|bfly|idx).b32",
+    "vote.sync.(all|any|uni).pred",
+    "vote.sync.ballot.b32",
+    "match.(any|all).sync.(b32|b64)",
+    "redux.sync.(add|min|max).(u32|s32)",
+    "redux.sync.(and|or|xor).b32",
+    "activemask.b32",
+    "elect.sync",
+    "bar.warp.sync",
+];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Shuffle {

@@ -96,7 +96,7 @@ impl Machine<'_> {
                 let found = self.shared_of(at.cta, space, address);
                 let (cta, offset) = found.ok_or_else(|| out_of(None))?;
                 if cta != at.cta && self.ctas[cta].running() == 0 {
-                    let text = "shared memory of a block that has ended".to_string();
+                    let text = format!("shared memory of block {:?}, which has ended", self.ctas[cta].index);
                     return Err(Raise::from(FaultKind::Cluster(text)).lane(lane));
                 }
                 let len = self.ctas[cta].shared.len();

@@ -7,7 +7,7 @@ use crate::isa::cluster::ClusterBarrier;
 use crate::isa::mbarrier::Mbarrier;
 use crate::mem::bytes::Bytes;
 use crate::mem::clock::Clock;
-use crate::mem::shadow::Shadow;
+use crate::mem::shadow::{Shadow, Stamp};
 
 /// A `bar`/`barrier` resource.
 #[derive(Clone, Debug, Default)]
@@ -18,6 +18,8 @@ pub(crate) struct NamedBarrier {
     pub expected: Option<u32>,
     /// What the arrived threads knew.
     pub clock: Clock,
+    /// Who arrived first, and where.
+    pub first: Stamp,
     /// Votes of a `barrier.red`: and, or, count.
     pub votes: [u32; 3],
 }

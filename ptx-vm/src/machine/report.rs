@@ -1,6 +1,6 @@
 //! Turns what a family raised into a fault with names and places.
 
-use super::{At, Machine, Wait, lanes};
+use super::{At, Machine, lanes};
 use crate::mem::clock::ASYNC_LANE;
 use crate::mem::shadow::Stamp;
 use crate::report::{Fault, FaultKind, Party, Place, Raise};
@@ -45,36 +45,28 @@ impl Machine<'_> {
         }
     }
 
-    /// A fault of the grid as a whole.
-    pub fn grid_fault(&self, kind: FaultKind) -> Box<Fault> {
-        Box::new(Fault { kind, kernel: self.kernel.name.clone(), party: None, other: None })
-    }
-
-    /// Nothing can run: says where everyone waits.
+    /// Nothing can run: says where everyone waits; the first two are the parties.
     pub fn deadlock(&self) -> Box<Fault> {
         let mut waiting = vec![];
         for cta in &self.ctas {
             for (w, warp) in cta.warps.iter().enumerate() {
                 for group in &warp.groups {
                     let lane = lanes(group.lanes).next().unwrap_or(0) as u32;
+                    let place = self.place(group.waits_at);
                     let thread = self.geometry.thread(w as u32 * 32 + lane);
-                    // The instruction that waits is the one before, where waiting comes after it.
-                    let behind = matches!(group.wait, Wait::Barrier(_) | Wait::Progress(_) | Wait::Cluster);
-                    let place = self.place(group.pc.saturating_sub(behind as u32));
-                    waiting.push(format!(
-                        "block {:?} thread {:?} ({} lanes) at {place}",
-                        cta.index,
-                        thread,
-                        group.lanes.count_ones()
-                    ));
+                    let party = Party { block: cta.index, thread, asynchronous: false, place };
+                    waiting.push((party, group.lanes.count_ones()));
                 }
             }
         }
         let more = waiting.len().saturating_sub(8);
-        waiting.truncate(8);
+        let mut text: Vec<String> =
+            waiting[..waiting.len().min(8)].iter().map(|(party, lanes)| format!("{party} ({lanes} lanes)")).collect();
         if more > 0 {
-            waiting.push(format!("and {more} more"));
+            text.push(format!("and {more} more"));
         }
-        self.grid_fault(FaultKind::Deadlock(waiting))
+        let mut parties = waiting.into_iter().map(|(party, _)| party);
+        let (party, other) = (parties.next(), parties.next());
+        Box::new(Fault { kind: FaultKind::Deadlock(text), kernel: self.kernel.name.clone(), party, other })
     }
 }

@@ -3,6 +3,7 @@
 use super::{At, Flow, Group, Machine, Wait, lanes};
 use crate::ir::Instr;
 use crate::isa::{self, Op, warp::WarpOp};
+use crate::mem::shadow::Stamp;
 use crate::report::{Fault, FaultKind, Raise};
 
 impl Machine<'_> {
@@ -140,7 +141,7 @@ impl Machine<'_> {
             if lanes != 0 {
                 let stack = stack.unwrap_or_else(|| old.stack.clone());
                 let groups = &mut self.warp_mut(at).groups;
-                groups.push(Group { pc, lanes, wait, stack });
+                groups.push(Group { pc, lanes, wait, waits_at: at.pc, stack });
                 let last = groups.len() - 1;
                 self.merge(at, last);
             }
@@ -223,7 +224,9 @@ impl Machine<'_> {
         let text = groups.iter().map(describe).collect::<Vec<_>>().join("; ");
         let text = format!("lanes wait for each other at different instructions: {text}");
         let first = At { lanes: groups[0].lanes, pc: groups[0].pc, ..at };
-        Err(self.fault(first, FaultKind::Divergent(text).into()))
+        let raise = Raise::from(FaultKind::Divergent(text));
+        let other = groups.get(1).map(|g| Stamp::by(self.who(first, g.lanes.trailing_zeros() as usize), g.pc));
+        Err(self.fault(first, other.into_iter().fold(raise, Raise::other)))
     }
 
     fn merge_ready(&mut self, at: At) {

@@ -30,6 +30,8 @@ pub(crate) struct Group {
     pub pc: u32,
     pub lanes: u32,
     pub wait: Wait,
+    /// The instruction that waits.
+    pub waits_at: u32,
     /// Return addresses.
     pub stack: Vec<u32>,
 }
@@ -67,6 +69,8 @@ pub(crate) struct Warp {
     pub cluster_phase: [u64; 32],
     /// Last strong load: instruction, value and how often it repeated, to find polling loops.
     pub poll: (u32, u64, u32),
+    /// Polls of mbarriers in vain (instruction and lanes) since this progress.
+    pub polls: (u64, Vec<(u32, u32)>),
     /// Barriers with a reduction at which the warp has arrived and not yet taken the result.
     pub voted: u32,
     /// Where lanes slept last, and the progress then.
@@ -83,7 +87,7 @@ impl Warp {
             pred_taint: vec![u32::MAX; num_preds],
             carry: 0,
             carry_taint: u32::MAX,
-            groups: vec![Group { pc: 0, lanes: threads, wait: Wait::Ready, stack: vec![] }],
+            groups: vec![Group { pc: 0, lanes: threads, wait: Wait::Ready, waits_at: 0, stack: vec![] }],
             threads,
             exited: 0,
             local: Bytes::poisoned(local_bytes * 32),
@@ -100,6 +104,7 @@ impl Warp {
             cluster_arrived: 0,
             cluster_phase: [0; 32],
             poll: (0, 0, 0),
+            polls: (0, vec![]),
             voted: 0,
             sleeps: (u32::MAX, 0),
         };

@@ -23,6 +23,13 @@ pub(crate) struct Stamp {
     pending: bool,
 }
 
+impl Stamp {
+    /// Someone at an instruction, to be named in a report.
+    pub fn by(who: Who, pc: u32) -> Stamp {
+        Stamp { who, pc, ..Stamp::default() }
+    }
+}
+
 /// Reads by lanes of one warp in one epoch.
 #[derive(Clone, Copy, Debug)]
 struct Reads {

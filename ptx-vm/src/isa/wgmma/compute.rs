@@ -1,6 +1,6 @@
 //! Operands of wgmma in shared memory, and the multiplication itself.
 
-use super::{OperandA, Pending, fault};
+use super::{OperandA, Pending};
 use crate::fp::F16;
 use crate::isa::mma::decode_element;
 use crate::machine::{At, Machine, Target, conflict};
@@ -20,10 +20,12 @@ struct Descriptor {
     stride: usize,
     /// 16-byte chunks per row of the swizzle pattern; 1 without one.
     chunks: usize,
+    /// Number of the 128-byte line, modulo 8, in which the pattern starts.
+    base: usize,
 }
 
 impl Descriptor {
-    fn new(bits: u64) -> Result<Descriptor, Raise> {
+    fn new(bits: u64) -> Descriptor {
         let field = |at: u32| (bits >> at & 0x3fff) as usize * 16;
         let chunks = match bits >> 62 {
             0 => 1,
@@ -31,10 +33,8 @@ impl Descriptor {
             2 => 4,
             _ => 2,
         };
-        if bits >> 49 & 7 != 0 {
-            return Err(fault("a base offset in a descriptor is not supported"));
-        }
-        Ok(Descriptor { start: field(0), leading: field(16), stride: field(32), chunks })
+        let base = (bits >> 49 & 7) as usize;
+        Descriptor { start: field(0), leading: field(16), stride: field(32), chunks, base }
     }
 
     /// Shared address of 16 bytes: along K at byte `k` of row `mn`, or along MN from element `mn` at
@@ -55,7 +55,7 @@ impl Descriptor {
             let along_k = if self.chunks == 1 { chunk * self.leading } else { chunk * 16 };
             self.start + mn / 8 * self.stride + mn % 8 * row_bytes + along_k + within
         };
-        at ^ (((at >> 7) & (self.chunks - 1)) << 4)
+        at ^ (((at >> 7).wrapping_sub(self.base) & (self.chunks - 1)) << 4)
     }
 }
 
@@ -76,7 +76,7 @@ fn touch_operand(
     mn: std::ops::Range<usize>,
     (element, depth, trans): (usize, usize, bool),
 ) -> Result<(), Raise> {
-    let descriptor = Descriptor::new(descriptor)?;
+    let descriptor = Descriptor::new(descriptor);
     let per_chunk = 16 / element;
     let (mn_step, k_step) = if trans { (per_chunk, 1) } else { (1, per_chunk) };
     let issuer = m.who(p.at, 0);
@@ -126,7 +126,7 @@ fn load(
     ty: Ty,
     trans: bool,
 ) -> Result<Operand2d, Raise> {
-    let descriptor = Descriptor::new(descriptor)?;
+    let descriptor = Descriptor::new(descriptor);
     let (element, depth) = (ty.bytes(), 32 / ty.bytes());
     let mut out = Operand2d { values: vec![0.0; mn.len() * depth], poison: vec![false; mn.len()] };
     for (r, row) in mn.enumerate() {

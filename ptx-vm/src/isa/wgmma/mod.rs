@@ -11,13 +11,31 @@ use super::{Form, Op};
 use crate::ir::{Instr, Pred, Reg};
 use crate::lower::Cx;
 use crate::machine::{At, Flow, Machine, no_poison, whole_warp};
-use crate::mem::clock::ASYNC_LANE;
+use crate::mem::clock::{ASYNC_LANE, Who};
+use crate::mem::shadow::Stamp;
 use crate::parse::ast::Operand;
 use crate::report::{FaultKind, Raise};
 use crate::types::Ty;
 use compute::{compute_all, touch};
 
-pub(crate) const OPCODES: &[&str] = &["wgmma"];
+/// A multiplication of any width behind its opcode.
+macro_rules! mma_async {
+    ($rest:literal) => {
+        concat!(
+            "wgmma.mma_async.sync.aligned.m64(n8|n16|n24|n32|n40|n48|n56|n64|n72|n80|n88|n96|n104|n112|n120|n128",
+            "|n136|n144|n152|n160|n168|n176|n184|n192|n200|n208|n216|n224|n232|n240|n248|n256)",
+            $rest
+        )
+    };
+}
+
+pub(crate) const FORMS: &[&str] = &[
+    mma_async!("k16.f32.bf16.bf16"),
+    mma_async!("k16.(f32|f16).f16.f16"),
+    mma_async!("k8.f32.tf32.tf32"),
+    mma_async!("k32.(f32|f16).(e4m3|e5m2).(e4m3|e5m2)"),
+    "wgmma.(fence|commit_group|wait_group).sync.aligned",
+];
 
 #[derive(Debug)]
 pub(crate) enum Wgmma {
@@ -136,13 +154,18 @@ struct Pending {
     computed: bool,
 }
 
+/// No write since the last fence.
+const CLEAN: u32 = u32::MAX;
+/// Before the first fence.
+const NEVER_FENCED: u32 = u32::MAX - 1;
+
 /// What a warp has under way.
 #[derive(Debug)]
 pub(crate) struct WgmmaState {
     open: Vec<Pending>,
     groups: VecDeque<Vec<Pending>>,
-    /// Registers written by other instructions since the last fence.
-    dirty: Vec<bool>,
+    /// Registers written by other instructions since the last fence: where, or [`CLEAN`].
+    dirty: Vec<u32>,
     /// Registers under way: accumulators (true) may not be touched, fragments of A not be written.
     busy: BTreeMap<u32, bool>,
     fenced: bool,
@@ -150,12 +173,21 @@ pub(crate) struct WgmmaState {
 
 impl WgmmaState {
     pub fn new(num_regs: usize) -> Self {
-        let dirty = vec![true; num_regs];
+        let dirty = vec![NEVER_FENCED; num_regs];
         WgmmaState { open: vec![], groups: VecDeque::new(), dirty, busy: BTreeMap::new(), fenced: false }
     }
 
     fn all(&mut self) -> impl Iterator<Item = &mut Pending> {
         self.groups.iter_mut().flatten().chain(&mut self.open)
+    }
+
+    /// A multiplication under way that uses one of `regs`.
+    fn user(&self, regs: &[Reg]) -> Option<&Pending> {
+        let mut all = self.groups.iter().flatten().chain(&self.open);
+        all.find(|p| {
+            let fragments: &[Reg] = if let OperandA::Registers(a) = &p.op.a { a } else { &[] };
+            regs.iter().any(|r| p.op.d.contains(r) || fragments.contains(r))
+        })
     }
 
     fn note_busy(&mut self) {
@@ -176,6 +208,18 @@ fn fault(text: impl Into<String>) -> Raise {
     FaultKind::Wgmma(text.into()).into()
 }
 
+/// A fault whose other party is a multiplication under way that uses one of `regs`.
+fn hazard(m: &Machine, at: At, regs: &[Reg], text: &str) -> Raise {
+    match m.warp(at).wgmma.user(regs) {
+        Some(p) => fault(text).other(asynchronous(m, p)),
+        None => fault(text),
+    }
+}
+
+fn asynchronous(m: &Machine, p: &Pending) -> Stamp {
+    Stamp::by(Who { lane: ASYNC_LANE, ..m.who(p.at, 0) }, p.at.pc)
+}
+
 /// Checks an instruction of a kernel that uses wgmma before it runs: registers under way are left
 /// alone. A plain move of an accumulator is how compilers rename it: it completes the work early.
 pub(crate) fn before(m: &mut Machine, at: At, instr: &Instr) -> Result<(), Raise> {
@@ -186,12 +230,12 @@ pub(crate) fn before(m: &mut Machine, at: At, instr: &Instr) -> Result<(), Raise
     let renames = matches!(&instr.op, Op::Data(super::data::Data::Mov { bytes: 4, .. }));
     if instr.uses.iter().any(|r| busy(m, r) == Some(true)) {
         if !renames {
-            return Err(fault("reads an accumulator before wgmma.wait_group"));
+            return Err(hazard(m, at, &instr.uses, "reads an accumulator before wgmma.wait_group"));
         }
         compute_all(m, at)?;
     }
     if instr.defs.iter().any(|r| busy(m, r).is_some()) {
-        return Err(fault("writes a register that a wgmma under way uses"));
+        return Err(hazard(m, at, &instr.defs, "writes a register that a wgmma under way uses"));
     }
     Ok(())
 }
@@ -203,9 +247,9 @@ pub(crate) fn after(m: &mut Machine, at: At, instr: &Instr) {
     }
     let state = &mut m.warp_mut(at).wgmma;
     let renames = matches!(&instr.op, Op::Data(super::data::Data::Mov { bytes: 4, .. }));
-    let clean = renames && instr.uses.iter().all(|r| state.dirty.get(r.index()) == Some(&false));
+    let clean = renames && instr.uses.iter().all(|r| state.dirty.get(r.index()) == Some(&CLEAN));
     for reg in instr.defs.iter() {
-        state.dirty[reg.index()] = !clean;
+        state.dirty[reg.index()] = if clean { CLEAN } else { at.pc };
     }
 }
 
@@ -216,7 +260,7 @@ pub(crate) fn execute(m: &mut Machine, at: At, op: &Wgmma) -> Result<Flow, Raise
     match op {
         Wgmma::Fence => {
             let state = &mut m.warp_mut(at).wgmma;
-            state.dirty.fill(false);
+            state.dirty.fill(CLEAN);
             state.fenced = true;
         }
         Wgmma::Commit => {
@@ -295,18 +339,26 @@ fn issue(m: &mut Machine, at: At, op: &Multiply) -> Result<(), Raise> {
 fn check_registers(m: &Machine, at: At, op: &Multiply) -> Result<(), Raise> {
     let state = &m.warp(at).wgmma;
     let fragments: &[Reg] = if let OperandA::Registers(regs) = &op.a { regs } else { &[] };
-    let written = |r: &Reg| r.constant_index().is_none() && state.dirty[r.index()];
-    if !state.fenced || op.d.iter().chain(fragments).any(written) {
-        return Err(fault("no wgmma.fence between writing its registers and this wgmma"));
+    let written = |r: &&Reg| r.constant_index().is_none() && state.dirty[r.index()] != CLEAN;
+    if let Some(reg) = op.d.iter().chain(fragments).find(written) {
+        let raise = fault("no wgmma.fence between writing its registers and this wgmma");
+        return Err(match state.dirty[reg.index()] {
+            NEVER_FENCED => raise,
+            pc => raise.other(Stamp::by(m.who(at, 0), pc)),
+        });
+    }
+    if !state.fenced {
+        return Err(fault("no wgmma.fence before the first wgmma"));
     }
     if fragments.iter().any(|r| state.busy.get(&r.0) == Some(&true)) {
-        return Err(fault("A is an accumulator under way"));
+        return Err(hazard(m, at, fragments, "A is an accumulator under way"));
     }
     let under_way = state.groups.iter().flatten().chain(&state.open);
     for other in under_way {
         let shared = op.d.iter().any(|r| other.op.d.contains(r));
         if shared && other.op.d != op.d {
-            return Err(fault("accumulators overlap those of a wgmma under way of another shape"));
+            let text = "accumulators overlap those of a wgmma under way of another shape";
+            return Err(fault(text).other(asynchronous(m, other)));
         }
     }
     Ok(())
@@ -315,9 +367,8 @@ fn check_registers(m: &Machine, at: At, op: &Multiply) -> Result<(), Raise> {
 /// Accumulators under way would be lost.
 pub(crate) fn check_exit(m: &Machine, at: At) -> Result<(), Raise> {
     let state = &m.warp(at).wgmma;
-    if state.open.is_empty() && state.groups.iter().all(Vec::is_empty) {
-        Ok(())
-    } else {
-        Err(fault("warp exits with wgmma never waited for"))
+    match state.groups.iter().flatten().chain(&state.open).next() {
+        None => Ok(()),
+        Some(p) => Err(fault("warp exits with wgmma never waited for").other(asynchronous(m, p))),
     }
 }
