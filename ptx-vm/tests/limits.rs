@@ -5,7 +5,6 @@ use ptx_vm::Module;
 /// A row's instruction, as it stands in a program.
 const REFUSED: &[(&str, &str)] = &[
     ("add.rz.f64", "add.rz.f64 %d1, %d1, %d1;"),
-    ("rcp.approx.ftz.f64", "rcp.approx.ftz.f64 %d1, %d1;"),
     ("min.xorsign.abs", "min.xorsign.abs.f32 %r1, %r1, %r1;"),
     ("f64 `mma`", "mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%d1, %d2}, {%d1}, {%d1}, {%d1, %d2};"),
     ("mma.sp", "mma.sp.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%r1}, {%r1}, {%r1}, {%r1}, %r1, 0;"),

@@ -108,6 +108,18 @@ fn approx(m: Mods, a: u64, f: fn(f64) -> f64) -> u64 {
     output(m, f(input(m, a) as f64) as f32)
 }
 
+/// The gross approximations of f64: of the upper halves of input and result, subnormals flushed.
+fn approx_f64(a: u64, f: fn(f64) -> f64) -> u64 {
+    const UPPER: u64 = u64::MAX << 32;
+    let flush = |v: f64| if v.is_subnormal() { 0f64.copysign(v) } else { v };
+    let a = f64_of(a);
+    if a.is_nan() {
+        return f64_out(a);
+    }
+    let r = flush(f(flush(f64_of(a.to_bits() & UPPER))));
+    if r.is_nan() { f64_out(r) } else { r.to_bits() & UPPER }
+}
+
 /// `div.approx`: for a divisor in 2^126 .. 2^128 the ISA gives zero (or NaN for an infinite dividend).
 fn div_approx(m: Mods, a: u64, b: u64) -> u64 {
     let (a, b) = (input(m, a), input(m, b));
@@ -173,6 +185,8 @@ pub(crate) const APPROX_ROWS: &[&[Row]] = &[&[
     row("sqrt.approx[.ftz].f32", 1, |m, a, _, _, _| approx(m, a, f64::sqrt)),
     row("rsqrt.approx[.ftz].f32", 1, |m, a, _, _, _| approx(m, a, |x| 1.0 / x.sqrt())),
     row("rsqrt.approx.f64", 1, |_, a, _, _, _| f64_out(1.0 / f64_of(a).sqrt())),
+    row("rcp.approx.ftz.f64", 1, |_, a, _, _, _| approx_f64(a, |x| 1.0 / x)),
+    row("rsqrt.approx.ftz.f64", 1, |_, a, _, _, _| approx_f64(a, |x| 1.0 / x.sqrt())),
     row("sin.approx[.ftz].f32", 1, |m, a, _, _, _| approx(m, a, f64::sin)),
     row("cos.approx[.ftz].f32", 1, |m, a, _, _, _| approx(m, a, f64::cos)),
     row("lg2.approx[.ftz].f32", 1, |m, a, _, _, _| approx(m, a, f64::log2)),
