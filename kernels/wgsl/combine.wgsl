@@ -7,14 +7,11 @@ struct Params {
     num_tokens: u32,
     hidden_size: u32,
     top_k: u32,
-    first_zero_expert: u32,
-    num_zero_experts: u32,
     shared_scale: f32,
     expert_out_at: u32,
     inv_permuted_idx_at: u32,
     topk_weights_at: u32,
-    /// Of topk_ids, or of token_offsets.
-    per_slot_at: u32,
+    token_offsets_at: u32,
     hidden_states_at: u32,
     shared_out_at: u32,
     gate_logits_at: u32,
@@ -25,9 +22,7 @@ struct Params {
 @group(0) @binding(1) var<storage, read> expert_out: array<u32>;
 @group(0) @binding(2) var<storage, read> inv_permuted_idx: array<u32>;
 @group(0) @binding(3) var<storage, read> topk_weights: array<f32>;
-/// topk_ids where there are zero experts; token_offsets where slots are ragged. One binding, for eight is what every
-/// adapter has.
-@group(0) @binding(4) var<storage, read> per_slot: array<u32>;
+@group(0) @binding(4) var<storage, read> token_offsets: array<u32>;
 @group(0) @binding(5) var<storage, read> hidden_states: array<u32>;
 @group(0) @binding(6) var<storage, read> shared_out: array<u32>;
 @group(0) @binding(7) var<storage, read> gate_logits: array<f32>;
@@ -39,6 +34,7 @@ override SHARED_OUT_DTYPE: u32 = F32;
 override OUTPUT_DTYPE: u32 = F32;
 override HAS_ROWS: bool = true;
 override HAS_WEIGHTS: bool = true;
+/// Whether rows may be ZERO_EXPERT (see combine_slots).
 override HAS_ZERO_EXPERTS: bool = false;
 override RAGGED: bool = false;
 override HAS_SHARED: bool = false;
@@ -67,18 +63,15 @@ fn add_slot(sum: f32, slot: u32, token: u32, h: u32) -> f32 {
     if HAS_WEIGHTS {
         weight = topk_weights[params.topk_weights_at + slot];
     }
-    if HAS_ZERO_EXPERTS {
-        let id = per_slot[params.per_slot_at + slot];
-        if id >= params.first_zero_expert && id - params.first_zero_expert < params.num_zero_experts {
-            return fma(weight, hidden_state(token * params.hidden_size + h), sum);
-        }
-    }
     var row = slot;
     if HAS_ROWS {
         row = inv_permuted_idx[params.inv_permuted_idx_at + slot];
     }
     if row == MASKED {
         return sum;
+    }
+    if HAS_ZERO_EXPERTS && row == ZERO_EXPERT {
+        return fma(weight, hidden_state(token * params.hidden_size + h), sum);
     }
     return fma(weight, expert_out_at(row * params.hidden_size + h), sum);
 }
@@ -90,8 +83,8 @@ fn combined(i: u32) -> f32 {
     var slot = token * params.top_k;
     var end = slot + params.top_k;
     if RAGGED {
-        slot = per_slot[params.per_slot_at + token];
-        end = per_slot[params.per_slot_at + token + 1u];
+        slot = token_offsets[params.token_offsets_at + token];
+        end = token_offsets[params.token_offsets_at + token + 1u];
     }
     var sum = 0.0;
     for (; slot < end; slot++) {

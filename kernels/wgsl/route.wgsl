@@ -2,15 +2,16 @@
 
 // #include "shared/numbers.wgsl"
 // #include "shared/math.wgsl"
-// #include "shared/scores.wgsl"
 // #include "shared/reduce.wgsl"
+// #include "shared/random.wgsl"
+// #include "shared/scores.wgsl"
 // #include "shared/route_rule.wgsl"
 // #include "shared/weigh.wgsl"
 
-@group(0) @binding(4) var<storage, read_write> topk_weights: array<f32>;
+@group(0) @binding(6) var<storage, read_write> topk_weights: array<f32>;
 
-fn kept_id(token: u32, i: u32) -> u32 {
-    return topk_ids[params.topk_ids_at + token * params.top_k + i];
+fn slots_of(token: u32) -> Slots {
+    return Slots(token * params.top_k, params.top_k);
 }
 
 fn basis_id(token: u32, i: u32) -> u32 {
@@ -27,11 +28,9 @@ fn main(
     if token >= params.num_tokens {
         return;
     }
-    var over_all = Softmax(0.0, 1.0);
-    if SCORE == SCORE_SOFTMAX {
-        over_all = softmax(token, lane);
-    }
+    let over_all = softmax_of_scores(token, lane);
     make_keys(token, lane, over_all);
     pick(token, lane);
+    keep_at_random(token, lane, over_all);
     weigh(token, lane, over_all);
 }

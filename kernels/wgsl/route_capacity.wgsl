@@ -1,8 +1,8 @@
 // Expert capacity, after route has picked: slots are given to experts in the rule's order, and an expert that is full
 // takes no more.
 //
-// `order` finds the place of each token or slot in the queue where the queue is by score; `give` goes through the queue,
-// one workgroup per sequence: 256 slots at a time where a slot of a full expert is dropped, one at a time where it goes
+// `order` finds the place of each token or slot in the queue where the queue is by score; the others go through the queue,
+// one workgroup per sequence: 64 slots at a time where a slot of a full expert is dropped, one at a time where it goes
 // to the next best, for that depends on every slot before it.
 
 // #include "shared/numbers.wgsl"
@@ -100,9 +100,17 @@ fn clear(loads: u32, lane: u32) {
 }
 
 @compute @workgroup_size(LANES)
-fn drop_slots(@builtin(workgroup_id) sequence: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let loads = sequence.x * params.num_choices;
-    let first_token = sequence.x * params.tokens_per_sequence;
+fn drop_slots(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) workgroups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let sequence = workgroup.y * workgroups.x + workgroup.x;
+    if sequence * params.tokens_per_sequence >= params.num_tokens {
+        return;
+    }
+    let loads = sequence * params.num_choices;
+    let first_token = sequence * params.tokens_per_sequence;
     let num_slots = params.tokens_per_sequence * params.top_k;
     clear(loads, lane);
     for (var start = 0u; start < num_slots; start += LANES) {
@@ -127,6 +135,8 @@ fn drop_slots(@builtin(workgroup_id) sequence: vec3<u32>, @builtin(local_invocat
             given = load[loads + expert] + rank;
             let kept = expert >= params.num_experts || given < params.limit;
             topk_ids[params.topk_ids_at + slot] = select(MASKED, expert, kept);
+        } else if place < num_slots {
+            topk_ids[params.topk_ids_at + slot] = MASKED;
         }
         storageBarrier();
         workgroupBarrier();
@@ -150,9 +160,17 @@ fn is_taken(slot: u32, expert: u32) -> bool {
 }
 
 @compute @workgroup_size(LANES)
-fn next_best(@builtin(workgroup_id) sequence: vec3<u32>, lane: Lane) {
-    let loads = sequence.x * params.num_choices;
-    let first_token = sequence.x * params.tokens_per_sequence;
+fn next_best(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) workgroups: vec3<u32>,
+    lane: Lane,
+) {
+    let sequence = workgroup.y * workgroups.x + workgroup.x;
+    if sequence * params.tokens_per_sequence >= params.num_tokens {
+        return;
+    }
+    let loads = sequence * params.num_choices;
+    let first_token = sequence * params.tokens_per_sequence;
     clear(loads, lane.index);
     for (var place = 0u; place < params.tokens_per_sequence * params.top_k; place++) {
         let slot = slot_at(first_token, place);

@@ -1,15 +1,19 @@
-// route, for rules with capacity: picks, and says by what, for route_capacity to decide which slots are kept.
+// route, where what becomes of a token depends on others: picks, and says by what, for route_capacity or
+// route_expert_choice to decide.
 
 // #include "shared/numbers.wgsl"
 // #include "shared/math.wgsl"
-// #include "shared/scores.wgsl"
 // #include "shared/reduce.wgsl"
+// #include "shared/random.wgsl"
+// #include "shared/scores.wgsl"
 // #include "shared/route_rule.wgsl"
 
-/// [T, k]: the scores of the experts picked, as integers of the same order.
-@group(0) @binding(4) var<storage, read_write> score_keys: array<u32>;
+/// [T, k]: the scores of the experts picked, as integers of the same order; 0 where there is none.
+@group(0) @binding(6) var<storage, read_write> score_keys: array<u32>;
 /// [T, E]: what experts are chosen by, likewise; 0 where an expert may not be chosen.
-@group(0) @binding(5) var<storage, read_write> choice_keys: array<u32>;
+@group(0) @binding(7) var<storage, read_write> choice_keys: array<u32>;
+/// [T, k]: the experts picked, before any is dropped by chance.
+@group(0) @binding(8) var<storage, read_write> picked_ids: array<u32>;
 
 @compute @workgroup_size(LANES)
 fn main(
@@ -21,18 +25,24 @@ fn main(
     if token >= params.num_tokens {
         return;
     }
-    var over_all = Softmax(0.0, 1.0);
-    if SCORE == SCORE_SOFTMAX {
-        over_all = softmax(token, lane);
-    }
+    let over_all = softmax_of_scores(token, lane);
     make_keys(token, lane, over_all);
     for (var e = lane.index; e < params.num_choices; e += LANES) {
         choice_keys[token * params.num_choices + e] = keys[e];
     }
     workgroupBarrier();
     pick(token, lane);
+    let first = token * params.top_k;
     for (var i = lane.index; i < params.top_k; i += LANES) {
-        let at = token * params.top_k + i;
-        score_keys[at] = order_key(score(logit(token, topk_ids[params.topk_ids_at + at]), over_all));
+        picked_ids[first + i] = topk_ids[params.topk_ids_at + first + i];
+    }
+    keep_at_random(token, lane, over_all);
+    for (var i = lane.index; i < params.top_k; i += LANES) {
+        let id = topk_ids[params.topk_ids_at + first + i];
+        var key = 0u;
+        if id != MASKED {
+            key = order_key(score(logit(token, id), over_all));
+        }
+        score_keys[first + i] = key;
     }
 }

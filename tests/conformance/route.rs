@@ -1,6 +1,7 @@
 //! `route` against the oracle: ids exact, whatever the logits are.
 
 mod rules;
+mod selections;
 
 use fused_moe::ops::{self, RouteArgs, RouteInputs};
 use fused_moe::reference::{self, Routing};
@@ -23,11 +24,21 @@ pub const TESTS: &[Test] = &[
     Test { op: "route", name: "ties", body: ties },
     Test { op: "route", name: "non_finite", body: non_finite },
     Test { op: "route", name: "extremes", body: extremes },
+    Test { op: "route", name: "hash", body: selections::hash },
+    Test { op: "route", name: "expert_choice", body: selections::expert_choice },
+    Test { op: "route", name: "sinkhorn", body: selections::sinkhorn },
+    Test { op: "route", name: "hierarchical", body: selections::hierarchical },
+    Test { op: "route", name: "noise", body: selections::noise },
+    Test { op: "route", name: "expert_states", body: selections::expert_states },
+    Test { op: "route", name: "expert_map", body: selections::expert_map },
+    Test { op: "route", name: "figures", body: selections::figures },
 ];
 
 /// What the logits of a case look like.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Logits {
+    /// Any in ±4.
+    Continuous,
     /// Multiples of 1/64 in ±8: what is not a tie is far apart in f32 too.
     Grid,
     /// All the same.
@@ -46,9 +57,12 @@ enum Logits {
 
 impl Logits {
     fn values(self, rng: &mut StdRng, len: usize) -> Vec<f32> {
+        if self == Self::Continuous {
+            return (0..len).map(|_| rng.random_range(-4.0..4.0)).collect();
+        }
         let mut grid = || rng.random_range(-512..=512) as f32 / 64.0;
         match self {
-            Self::Grid => (0..len).map(|_| grid()).collect(),
+            Self::Continuous | Self::Grid => (0..len).map(|_| grid()).collect(),
             Self::Equal => vec![0.25; len],
             Self::TwoValues => (0..len).map(|_| if grid() < 0.0 { -1.5 } else { 2.0 }).collect(),
             Self::With { value, every } => (0..len).map(|i| if i % every == 0 { value } else { grid() }).collect(),

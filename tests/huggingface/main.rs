@@ -10,6 +10,7 @@ mod fixture;
 mod oracle;
 
 use std::collections::BTreeSet;
+use std::sync::LazyLock;
 
 use fused_moe::checkpoint::{Checkpoint, LoadOptions};
 use fused_moe::{DType, Device, Error, MoeLayer, Tensor};
@@ -50,8 +51,8 @@ fn emulated() -> Option<Device> {
 }
 
 /// The oracle's device, an emulated one, and those of the backends that are there; `FUSED_MOE_REQUIRE=cpu,...` names some
-/// that must be.
-fn devices() -> Vec<Device> {
+/// that must be. Opened once: a GPU's pipelines are made per device.
+static DEVICES: LazyLock<Vec<Device>> = LazyLock::new(|| {
     let required = std::env::var("FUSED_MOE_REQUIRE").unwrap_or_default();
     let present = Device::all().into_iter().filter_map(|device| match device {
         Ok(device) => Some(device),
@@ -65,16 +66,16 @@ fn devices() -> Vec<Device> {
     let emulated = emulated();
     assert!(emulated.is_some() || !required.split(',').any(|name| name == "ptx-vm"), "ptx-vm is required");
     std::iter::once(Device::reference()).chain(present).chain(emulated).collect()
-}
+});
 
 fn check(name: &str) {
     let fixture = Fixture::read(name);
     let checkpoint = Checkpoint::open(fixture.path()).unwrap_or_else(|e| panic!("{name}: {e}"));
-    for device in devices() {
+    for device in DEVICES.iter() {
         for dtype in [DType::F32, DType::BF16, DType::F16] {
             let at = format!("{name} on {}, experts in {dtype}", device.name());
             let options = LoadOptions { dtype: Some(dtype), ..LoadOptions::default() };
-            let layer = checkpoint.load(&device, fixture.layer, options).unwrap_or_else(|e| panic!("{at}: {e}"));
+            let layer = checkpoint.load(device, fixture.layer, options).unwrap_or_else(|e| panic!("{at}: {e}"));
             let (output, ids, weights) = run(&layer, &fixture.hidden_states).unwrap_or_else(|e| panic!("{at}: {e}"));
             assert_eq!(ids, fixture.topk_ids, "{at}: topk_ids");
             for (slot, (ours, theirs)) in weights.iter().zip(&fixture.topk_weights).enumerate() {

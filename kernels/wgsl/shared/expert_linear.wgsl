@@ -23,6 +23,12 @@ struct Params {
     weight_at: u32,
     bias_at: u32,
     output_at: u32,
+    /// How rows of the input are found.
+    rows: u32,
+    activation: u32,
+    has_slot_scale: u32,
+    has_expert_offsets: u32,
+    has_bias: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -41,10 +47,7 @@ override OUTPUT_DTYPE: u32 = F32;
 const ROWS_SAME: u32 = 0u;
 const ROWS_PER_TOKEN: u32 = 1u;
 const ROWS_RAGGED: u32 = 2u;
-override ROWS: u32 = ROWS_SAME;
-override HAS_SLOT_SCALE: bool = false;
-override HAS_EXPERT_OFFSETS: bool = true;
-override HAS_BIAS: bool = false;
+
 /// Weights lie [E, K, N].
 override KN: bool = false;
 /// Whether rows of the input, and of a weight matrix, start on 16 bytes (8 in 16-bit types), and so hold whole quads.
@@ -64,11 +67,10 @@ const GELU_TANH: u32 = 3u;
 const RELU: u32 = 4u;
 const RELU_SQUARED: u32 = 5u;
 const CLAMPED_SWIGLU: u32 = 6u;
-override ACTIVATION: u32 = ACTIVATION_NONE;
 
 /// Where the rows of an expert of this launch start; of `num_experts`, where the last one's end.
 fn expert_offset(expert: u32) -> u32 {
-    if HAS_EXPERT_OFFSETS {
+    if params.has_expert_offsets != 0u {
         return min(expert_offsets[params.expert_offsets_at + params.first_expert + expert], params.num_rows);
     }
     return select(params.num_rows, 0u, expert == 0u);
@@ -81,16 +83,16 @@ struct InputRow {
 }
 
 fn input_row(row: u32) -> InputRow {
-    if ROWS == ROWS_SAME {
+    if params.rows == ROWS_SAME {
         return InputRow(params.input_at + row * params.k, 1.0);
     }
     let slot = permuted_idx[params.permuted_idx_at + row];
     var token = slot / params.top_k;
-    if ROWS == ROWS_RAGGED {
+    if params.rows == ROWS_RAGGED {
         token = slot_tokens[params.slot_tokens_at + slot];
     }
     var scale = 1.0;
-    if HAS_SLOT_SCALE {
+    if params.has_slot_scale != 0u {
         scale = slot_scale[params.slot_scale_at + slot];
     }
     return InputRow(params.input_at + token * params.k, scale);
@@ -185,7 +187,7 @@ fn weight_quad_kn(expert: u32, quad: u32, k: u32) -> vec4<f32> {
 
 fn bias_quad(expert: u32, quad: u32) -> vec4<f32> {
     var values = vec4<f32>();
-    if HAS_BIAS {
+    if params.has_bias != 0u {
         let first = params.bias_at + (params.first_expert + expert) * params.n + quad_column(quad);
         for (var i = 0u; i < quad_count(quad); i++) {
             values[i] = bias[first + i * quad_stride()];
@@ -195,24 +197,24 @@ fn bias_quad(expert: u32, quad: u32) -> vec4<f32> {
 }
 
 fn activate(gate: f32, up: f32) -> f32 {
-    if ACTIVATION == SILU {
+    if params.activation == SILU {
         return gate * sigmoid(gate) * up;
     }
-    if ACTIVATION == GELU {
+    if params.activation == GELU {
         return gelu(gate) * up;
     }
-    if ACTIVATION == GELU_TANH {
+    if params.activation == GELU_TANH {
         // x·(1 + tanh(z))/2 is x·sigmoid(2z): nothing cancels for x < 0.
         return gate * sigmoid(1.5957691 * gate * fma(0.044715 * gate, gate, 1.0)) * up;
     }
-    if ACTIVATION == RELU {
+    if params.activation == RELU {
         return max(gate, 0.0) * up;
     }
-    if ACTIVATION == RELU_SQUARED {
+    if params.activation == RELU_SQUARED {
         let x = max(gate, 0.0);
         return x * x * up;
     }
-    if ACTIVATION == CLAMPED_SWIGLU {
+    if params.activation == CLAMPED_SWIGLU {
         let x = min(gate, params.activation_limit);
         let linear = clamp(up, -params.activation_limit, params.activation_limit);
         return (linear + 1.0) * x * sigmoid(params.activation_alpha * x);

@@ -43,7 +43,7 @@ fn tanh_exact(x: f32) -> f32 {
     return sign(x) * ((1.0 - e) / (1.0 + e));
 }
 
-/// ln(1 + y) for y in [0, 1], by the series of 2·artanh(y / (2 + y)).
+/// ln(1 + y) for y in [−0.3, 1], by the series of 2·artanh(y / (2 + y)).
 fn log1p_unit(y: f32) -> f32 {
     let s = y / (2.0 + y);
     let s2 = s * s;
@@ -56,6 +56,15 @@ fn log1p_unit(y: f32) -> f32 {
     p = fma(p, s2, 1.0 / 3.0);
     p = fma(p, s2, 1.0);
     return 2.0 * s * p;
+}
+
+/// ln x of a normal number > 0.
+fn ln(x: f32) -> f32 {
+    // x = m·2^n with m in √½..√2.
+    let bits = bitcast<u32>(x) + 0x3f800000u - 0x3f3504f3u;
+    let n = f32(i32(bits >> 23u) - 127);
+    let m = bitcast<f32>((bits & 0x7fffffu) + 0x3f3504f3u);
+    return fma(n, 0.693147181, log1p_unit(m - 1.0));
 }
 
 fn softplus(x: f32) -> f32 {
@@ -73,4 +82,16 @@ fn gelu(x: f32) -> f32 {
     p = fma(p, t, 0.254829592);
     let tail = 0.5 * p * t * exp_nonpositive(-z * z);
     return x * select(1.0 - tail, tail, x < 0.0);
+}
+
+/// A logit within `±clip`, then `cap·tanh(x / cap)` unless the cap is 0; a NaN stays one.
+fn transform(x: f32, clip: f32, cap: f32) -> f32 {
+    if is_nan(x) {
+        return x;
+    }
+    let clipped = clamp(x, -clip, clip);
+    if cap > 0.0 {
+        return cap * tanh_exact(clipped / cap);
+    }
+    return clipped;
 }

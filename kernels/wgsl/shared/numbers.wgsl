@@ -7,6 +7,9 @@ const F16: u32 = 2u;
 /// The id of a slot that no expert takes, and the row of a slot that has none.
 const MASKED: u32 = 0xffffffffu;
 
+/// The row of a slot whose expert returns the token itself.
+const ZERO_EXPERT: u32 = 0xfffffffeu;
+
 /// The word that holds element `i`.
 fn word_of(i: u32, dtype: u32) -> u32 {
     if dtype == F32 {

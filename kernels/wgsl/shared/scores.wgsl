@@ -1,10 +1,10 @@
-// Scores of logits, and the order in which experts are chosen.
+// Logits as tokens are routed by them, their scores, and the order in which experts are chosen. The kernel has the logits
+// as `router_logits`, and `params` with what of the rule is needed here.
 
 const SCORE_LOGIT: u32 = 0u;
 const SCORE_SOFTMAX: u32 = 1u;
 const SCORE_SIGMOID: u32 = 2u;
 const SCORE_SQRT_SOFTPLUS: u32 = 3u;
-override SCORE: u32 = SCORE_SOFTMAX;
 
 /// An integer that orders as the float does, NaN at −inf and −0 at 0; never 0.
 fn order_key(x: f32) -> u32 {
@@ -34,18 +34,49 @@ fn softmax_of(x: f32, over: Softmax) -> f32 {
     return exp_nonpositive(x - over.top) * over.inv_sum;
 }
 
+/// A logit by its column, those of groups first: finite, or NaN.
+fn column(token: u32, column: u32) -> f32 {
+    let num_logits = params.num_group_logits + params.num_choices;
+    let x = router_logits[params.router_logits_at + token * num_logits + column];
+    return transform(x, params.logit_clip, params.logit_softcap);
+}
+
+fn logit(token: u32, expert: u32) -> f32 {
+    return column(token, params.num_group_logits + expert);
+}
+
+/// Over `count` columns from `first` on whose logit is not NaN.
+fn softmax_over(token: u32, lane: Lane, first: u32, count: u32) -> Softmax {
+    var top = LOWEST;
+    for (var c = lane.index; c < count; c += LANES) {
+        let x = column(token, first + c);
+        if !is_nan(x) {
+            top = max(top, x);
+        }
+    }
+    top = reduce_max(lane, top);
+    var sum = 0.0;
+    for (var c = lane.index; c < count; c += LANES) {
+        let x = column(token, first + c);
+        if !is_nan(x) {
+            sum += exp_nonpositive(x - top);
+        }
+    }
+    return Softmax(top, 1.0 / reduce_sum(lane, sum));
+}
+
 /// Of a NaN, 0.
 fn score(x: f32, over: Softmax) -> f32 {
     if is_nan(x) {
         return 0.0;
     }
-    if SCORE == SCORE_SOFTMAX {
+    if params.score == SCORE_SOFTMAX {
         return softmax_of(x, over);
     }
-    if SCORE == SCORE_SIGMOID {
+    if params.score == SCORE_SIGMOID {
         return sigmoid(x);
     }
-    if SCORE == SCORE_SQRT_SOFTPLUS {
+    if params.score == SCORE_SQRT_SOFTPLUS {
         return sqrt(softplus(x));
     }
     return x;

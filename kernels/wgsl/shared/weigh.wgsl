@@ -1,14 +1,21 @@
-// From the experts picked to their weights. The kernel says which experts a token has (`kept_id`), and which of them make
-// the weights comparable (`basis_id`); both are MASKED where a slot has none.
+// From the experts picked to their weights. The kernel says which slots a token has (`slots_of`), and which experts make
+// the weights comparable (`basis_id`, MASKED where a slot has none).
+
+struct Slots {
+    first: u32,
+    count: u32,
+}
 
 const WEIGHT_SCORE: u32 = 0u;
 const WEIGHT_SOFTMAX_OVER_SELECTED: u32 = 1u;
 const WEIGHT_SIGMOID: u32 = 2u;
 const WEIGHT_ONE: u32 = 3u;
 const WEIGHT_SPARSE_MIXER: u32 = 4u;
-override WEIGHT: u32 = WEIGHT_SCORE;
 
-override RENORMALIZE: bool = false;
+/// The expert of a token's slot, or MASKED.
+fn kept_id(token: u32, i: u32) -> u32 {
+    return topk_ids[params.topk_ids_at + slots_of(token).first + i];
+}
 
 /// Whether a slot takes part in making the weights comparable, with a logit.
 fn has_basis(token: u32, i: u32) -> bool {
@@ -22,7 +29,7 @@ fn has_basis(token: u32, i: u32) -> bool {
 /// Over the experts that make the weights comparable.
 fn softmax_over_selected(token: u32, lane: Lane) -> Softmax {
     var top = LOWEST;
-    for (var i = lane.index; i < params.top_k; i += LANES) {
+    for (var i = lane.index; i < slots_of(token).count; i += LANES) {
         if has_basis(token, i) {
             let x = logit(token, basis_id(token, i));
             top = max(top, x);
@@ -30,7 +37,7 @@ fn softmax_over_selected(token: u32, lane: Lane) -> Softmax {
     }
     top = reduce_max(lane, top);
     var sum = 0.0;
-    for (var i = lane.index; i < params.top_k; i += LANES) {
+    for (var i = lane.index; i < slots_of(token).count; i += LANES) {
         if has_basis(token, i) {
             let x = logit(token, basis_id(token, i));
             sum += exp_nonpositive(x - top);
@@ -41,16 +48,16 @@ fn softmax_over_selected(token: u32, lane: Lane) -> Softmax {
 
 /// Before renormalisation.
 fn weight(x: f32, over_all: Softmax, over_selected: Softmax) -> f32 {
-    if WEIGHT == WEIGHT_SCORE {
+    if params.weight == WEIGHT_SCORE {
         return score(x, over_all);
     }
-    if WEIGHT == WEIGHT_ONE {
+    if params.weight == WEIGHT_ONE {
         return 1.0;
     }
     if is_nan(x) {
         return 0.0;
     }
-    if WEIGHT == WEIGHT_SIGMOID {
+    if params.weight == WEIGHT_SIGMOID {
         return sigmoid(x);
     }
     return softmax_of(x, over_selected);
@@ -88,14 +95,14 @@ fn factor(sum: f32) -> f32 {
 
 fn write_weight(token: u32, i: u32, w: f32) {
     let finite = (bitcast<u32>(w) & 0x7f800000u) != 0x7f800000u;
-    topk_weights[params.topk_weights_at + token * params.top_k + i] = select(0.0, w, finite);
+    topk_weights[params.topk_weights_at + slots_of(token).first + i] = select(0.0, w, finite);
 }
 
 fn weigh(token: u32, lane: Lane, over_all: Softmax) {
-    if WEIGHT == WEIGHT_SPARSE_MIXER {
+    if params.weight == WEIGHT_SPARSE_MIXER {
         let first = sparse_mixer(token, lane, kept_id(token, 0u), MASKED);
         let second = sparse_mixer(token, lane, kept_id(token, 1u), kept_id(token, 0u));
-        let by = select(params.scaling_factor, factor(norm_term(first) + norm_term(second)), RENORMALIZE);
+        let by = select(params.scaling_factor, factor(norm_term(first) + norm_term(second)), params.renormalize != 0u);
         if lane.index == 0u {
             write_weight(token, 0u, first * by);
             write_weight(token, 1u, second * by);
@@ -103,20 +110,20 @@ fn weigh(token: u32, lane: Lane, over_all: Softmax) {
         return;
     }
     var over_selected = over_all;
-    if WEIGHT == WEIGHT_SOFTMAX_OVER_SELECTED {
+    if params.weight == WEIGHT_SOFTMAX_OVER_SELECTED {
         over_selected = softmax_over_selected(token, lane);
     }
     var by = params.scaling_factor;
-    if RENORMALIZE {
+    if params.renormalize != 0u {
         var sum = 0.0;
-        for (var i = lane.index; i < params.top_k; i += LANES) {
+        for (var i = lane.index; i < slots_of(token).count; i += LANES) {
             if basis_id(token, i) != MASKED {
                 sum += norm_term(weight(logit(token, basis_id(token, i)), over_all, over_selected));
             }
         }
         by = factor(reduce_sum(lane, sum));
     }
-    for (var i = lane.index; i < params.top_k; i += LANES) {
+    for (var i = lane.index; i < slots_of(token).count; i += LANES) {
         let expert = kept_id(token, i);
         var w = 0.0;
         if expert != MASKED {

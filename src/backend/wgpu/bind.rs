@@ -7,38 +7,61 @@ use super::device::WgpuDevice;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, TensorView};
 
+/// Some bytes of a buffer, as a kernel binds them.
+#[derive(Clone, Debug)]
+pub(super) struct Binding {
+    buffer: wgpu::Buffer,
+    offset: u64,
+    size: Option<wgpu::BufferSize>,
+}
+
+impl Binding {
+    /// All of a buffer.
+    pub(super) fn whole(buffer: &wgpu::Buffer) -> Self {
+        Self { buffer: buffer.clone(), offset: 0, size: None }
+    }
+
+    pub(super) fn resource(&self) -> wgpu::BindingResource<'_> {
+        wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+            buffer: &self.buffer,
+            offset: self.offset,
+            size: self.size,
+        })
+    }
+}
+
 /// A tensor as a kernel sees it.
 #[derive(Clone, Debug)]
-pub(super) struct Bound<'a> {
-    pub(super) binding: wgpu::BufferBinding<'a>,
+pub(super) struct Bound {
+    pub(super) binding: Binding,
     /// The binding's element that is the tensor's first.
     pub(super) at: u32,
 }
 
 /// The weights of some experts of a stack.
 #[derive(Clone, Debug)]
-pub(super) struct BoundExperts<'a> {
+pub(super) struct BoundExperts {
     pub(super) experts: Range<u32>,
-    pub(super) weight: Bound<'a>,
+    pub(super) weight: Bound,
 }
 
 impl WgpuDevice {
     /// A tensor as a binding.
-    pub(super) fn bind_tensor<'a>(&self, name: &str, view: TensorView<'a>) -> Result<Bound<'a>> {
+    pub(super) fn bind_tensor(&self, name: &str, view: TensorView<'_>) -> Result<Bound> {
         let (buffer, start) = self.memory(name, view)?;
         self.bind_bytes(name, buffer, start, byte_len(view), view.dtype())
     }
 
     /// A tensor as a binding, or something to bind where there is none.
-    pub(super) fn bind_optional<'a>(&'a self, name: &str, view: Option<TensorView<'a>>) -> Result<Bound<'a>> {
+    pub(super) fn bind_optional(&self, name: &str, view: Option<TensorView<'_>>) -> Result<Bound> {
         match view {
             Some(view) => self.bind_tensor(name, view),
-            None => Ok(Bound { binding: self.unused.as_entire_buffer_binding(), at: 0 }),
+            None => Ok(Bound { binding: Binding::whole(&self.unused), at: 0 }),
         }
     }
 
     /// A stack of experts as bindings, as many as it takes.
-    pub(super) fn bind_experts<'a>(&self, name: &str, view: TensorView<'a>) -> Result<Vec<BoundExperts<'a>>> {
+    pub(super) fn bind_experts(&self, name: &str, view: TensorView<'_>) -> Result<Vec<BoundExperts>> {
         let (buffer, start) = self.memory(name, view)?;
         let num_experts = view.dims()[0] as u64;
         let expert_bytes = byte_len(view) / num_experts.max(1);
@@ -74,14 +97,7 @@ impl WgpuDevice {
     }
 
     /// Bytes of one part as a binding of whole blocks.
-    fn bind_bytes<'a>(
-        &self,
-        name: &str,
-        buffer: &'a WgpuBuffer,
-        start: u64,
-        len: u64,
-        dtype: DType,
-    ) -> Result<Bound<'a>> {
+    fn bind_bytes(&self, name: &str, buffer: &WgpuBuffer, start: u64, len: u64, dtype: DType) -> Result<Bound> {
         let part = (start / buffer.part_bytes).min(buffer.parts.len() as u64 - 1);
         let in_part = start - part * buffer.part_bytes;
         let offset = in_part / u64::from(self.alignment()) * u64::from(self.alignment());
@@ -95,13 +111,13 @@ impl WgpuDevice {
             let needed = format!("a buffer of at least {} bytes, whole blocks of {BLOCK}", offset + size);
             return Err(Error::invalid(name, needed, memory.size()));
         }
-        let binding = wgpu::BufferBinding { buffer: memory, offset, size: wgpu::BufferSize::new(size) };
+        let binding = Binding { buffer: memory.clone(), offset, size: wgpu::BufferSize::new(size) };
         Ok(Bound { binding, at: ((in_part - offset) / dtype.size() as u64) as u32 })
     }
 }
 
 /// wgpu takes no buffer as input and output of one launch, for it could not order the accesses.
-pub(super) fn check_disjoint(output: &Bound<'_>, inputs: &[&Bound<'_>]) -> Result<()> {
+pub(super) fn check_disjoint(output: &Bound, inputs: &[&Bound]) -> Result<()> {
     if inputs.iter().any(|input| input.binding.buffer == output.binding.buffer) {
         return Err(Error::invalid("output", "a wgpu buffer that is not an input's too", "the same buffer"));
     }

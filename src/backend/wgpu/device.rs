@@ -201,6 +201,20 @@ impl WgpuDevice {
         }
     }
 
+    /// Memory that holds `words`; new, so that no launch that waits reads it.
+    pub(super) fn upload(&self, words: &[u32]) -> Result<wgpu::Buffer> {
+        let bytes: &[u8] = bytemuck::cast_slice(words);
+        if bytes.len() as u64 > self.max_binding() {
+            return Err(Error::invalid("shape", format!("at most {} bytes a table", self.max_binding()), bytes.len()));
+        }
+        self.scoped(|| {
+            let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+            let buffer = make_buffer(&self.device, (bytes.len() as u64).max(4), usage);
+            self.queue.write_buffer(&buffer, 0, bytes);
+            buffer
+        })
+    }
+
     /// The most bytes that one binding may have, and so a tensor that is no stack of experts.
     pub(super) fn max_binding(&self) -> u64 {
         let limit = self.limits.max_storage_buffer_binding_size.min(self.limits.max_buffer_size);
@@ -227,10 +241,20 @@ impl WgpuDevice {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Scratch {
     BlockRows,
+    PreparedLogits,
+    HashedIds,
+    RowFactors,
+    ExpertCost,
+    ExpertFactors,
     PickedIds,
+    KeptIds,
     ScoreKeys,
     ChoiceKeys,
     Queue,
+    Thresholds,
+    Probabilities,
+    SlotRows,
+    SlotWeights,
     Load,
 }
 

@@ -7,7 +7,7 @@ use super::kernel::{
     MATVEC_HALF_SUBGROUP, MATVEC_SUBGROUP,
 };
 use super::params::GroupedGemmParams;
-use super::queue::Launch;
+use super::queue::{Launch, bytes_of};
 use super::tile::{GemmPath, GemmShape, WorkgroupLimits, choose};
 use crate::config::{Activation, GateUpLayout, WeightLayout};
 use crate::error::Result;
@@ -16,14 +16,14 @@ use crate::plan::Slots;
 use crate::tensor::{DType, TensorView};
 
 /// The tensors of a call as bindings, but for the weights.
-struct Bindings<'a> {
-    input: Bound<'a>,
-    permuted_idx: Bound<'a>,
-    slot_tokens: Bound<'a>,
-    slot_scale: Bound<'a>,
-    expert_offsets: Bound<'a>,
-    bias: Bound<'a>,
-    output: Bound<'a>,
+struct Bindings {
+    input: Bound,
+    permuted_idx: Bound,
+    slot_tokens: Bound,
+    slot_scale: Bound,
+    expert_offsets: Bound,
+    bias: Bound,
+    output: Bound,
 }
 
 /// [`InputRows`] taken apart.
@@ -61,6 +61,10 @@ pub(super) fn grouped_gemm(device: &WgpuDevice, args: GroupedGemmArgs<'_>) -> Re
         bias: device.bind_optional("bias", args.bias)?,
         output: device.bind_tensor("output", args.output.as_view())?,
     };
+    let activation = match args.epilogue {
+        Epilogue::None => 0,
+        Epilogue::Activation(activation) | Epilogue::Gated { activation, .. } => activation_constant(activation),
+    };
     let (activation_alpha, activation_limit) = match args.epilogue {
         Epilogue::Activation(Activation::ClampedSwiglu { alpha, limit })
         | Epilogue::Gated { activation: Activation::ClampedSwiglu { alpha, limit }, .. } => (alpha, limit),
@@ -81,6 +85,11 @@ pub(super) fn grouped_gemm(device: &WgpuDevice, args: GroupedGemmArgs<'_>) -> Re
         expert_offsets_at: bindings.expert_offsets.at,
         bias_at: bindings.bias.at,
         output_at: bindings.output.at,
+        rows: gather.mode,
+        activation,
+        has_slot_scale: gather.slot_scale.is_some().into(),
+        has_expert_offsets: args.expert_offsets.is_some().into(),
+        has_bias: args.bias.is_some().into(),
         ..Default::default()
     };
     let path = choose(&shape(&args, num_experts), workgroup_limits(device));
@@ -123,9 +132,9 @@ fn workgroup_limits(device: &WgpuDevice) -> WorkgroupLimits {
 fn launch(
     device: &WgpuDevice,
     args: &GroupedGemmArgs<'_>,
-    bindings: &Bindings<'_>,
+    bindings: &Bindings,
     params: GroupedGemmParams,
-    part: BoundExperts<'_>,
+    part: BoundExperts,
     path: GemmPath,
 ) -> Result<()> {
     let mut constants = constants(args, &params, &part);
@@ -159,8 +168,8 @@ fn launch(
         kernel: kernel(device, path, args.output.dtype()),
         entry,
         constants,
-        params: bytemuck::bytes_of(&params),
-        bindings: &[
+        params: bytes_of(&params),
+        bindings: vec![
             bindings.input.binding.clone(),
             bindings.permuted_idx.binding.clone(),
             bindings.slot_tokens.binding.clone(),
@@ -186,13 +195,12 @@ fn kernel(device: &WgpuDevice, path: GemmPath, output: DType) -> &'static Kernel
     }
 }
 
-fn constants(args: &GroupedGemmArgs<'_>, params: &GroupedGemmParams, part: &BoundExperts<'_>) -> Constants {
+fn constants(args: &GroupedGemmArgs<'_>, params: &GroupedGemmParams, part: &BoundExperts) -> Constants {
     let kn = args.weight_layout == WeightLayout::Kn;
     let quads = |sizes: &[u32]| u32::from(sizes.iter().all(|size| size.is_multiple_of(4)));
-    let (activation, gate) = match args.epilogue {
-        Epilogue::None => (0, 0),
-        Epilogue::Activation(activation) => (activation_constant(activation), 0),
-        Epilogue::Gated { activation, layout } => (activation_constant(activation), gate_constant(layout)),
+    let gate = match args.epilogue {
+        Epilogue::None | Epilogue::Activation(_) => 0,
+        Epilogue::Gated { layout, .. } => gate_constant(layout),
     };
     // Matrices are whole quads where their rows are; a gate's half of a row has to be, too.
     let row = if kn { if gate == 0 { params.n } else { params.n_out } } else { params.k };
@@ -200,15 +208,10 @@ fn constants(args: &GroupedGemmArgs<'_>, params: &GroupedGemmParams, part: &Boun
         ("INPUT_DTYPE", dtype_constant(args.input.dtype())),
         ("WEIGHT_DTYPE", dtype_constant(args.weight.dtype())),
         ("OUTPUT_DTYPE", dtype_constant(args.output.dtype())),
-        ("ROWS", Rows::of(args.rows).mode),
-        ("HAS_SLOT_SCALE", matches!(args.rows, InputRows::Gathered { slot_scale: Some(_), .. }).into()),
-        ("HAS_EXPERT_OFFSETS", args.expert_offsets.is_some().into()),
-        ("HAS_BIAS", args.bias.is_some().into()),
         ("KN", kn.into()),
         ("INPUT_QUADS", quads(&[params.k, params.input_at])),
         ("WEIGHT_QUADS", quads(&[row, part.weight.at])),
         ("GATE", gate),
-        ("ACTIVATION", activation),
     ]
 }
 

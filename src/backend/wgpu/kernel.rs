@@ -33,19 +33,34 @@ macro_rules! kernel {
 }
 
 const ROUTER_LOGITS_BINDINGS: &[Access] = &[Read, Read, Read, Write];
-const ROUTE_BINDINGS: &[Access] = &[Read, Read, Write, Write];
+const ROUTE_BINDINGS: &[Access] = &[Read, Read, Read, Read, Write, Write];
+const ROUTE_PICK_BINDINGS: &[Access] = &[Read, Read, Read, Read, Write, Write, Write, Write];
+const ROUTE_WEIGH_BINDINGS: &[Access] = &[Read, Read, Read, Read, Write, Write, Read, Read];
+const ROUTE_FIGURES_BINDINGS: &[Access] = &[Write, Read, Read, Read, Read, Write, Write, Write];
 const GROUPED_GEMM_BINDINGS: &[Access] = &[Read, Read, Read, Read, Read, Read, Read, Write];
 
 kernel!(ROUTER_LOGITS, "router_logits", ROUTER_LOGITS_BINDINGS);
 kernel!(ROUTER_LOGITS_SUBGROUP, "router_logits.subgroup", ROUTER_LOGITS_BINDINGS);
 kernel!(ROUTE, "route", ROUTE_BINDINGS);
 kernel!(ROUTE_SUBGROUP, "route.subgroup", ROUTE_BINDINGS);
-kernel!(ROUTE_PICK, "route_pick", &[Read, Read, Write, Write, Write]);
-kernel!(ROUTE_PICK_SUBGROUP, "route_pick.subgroup", &[Read, Read, Write, Write, Write]);
+kernel!(ROUTE_LEVELS, "route_levels", ROUTE_BINDINGS);
+kernel!(ROUTE_LEVELS_SUBGROUP, "route_levels.subgroup", ROUTE_BINDINGS);
+kernel!(ROUTE_PROBABILITIES, "route_probabilities", ROUTE_BINDINGS);
+kernel!(ROUTE_PROBABILITIES_SUBGROUP, "route_probabilities.subgroup", ROUTE_BINDINGS);
+kernel!(ROUTE_PICK, "route_pick", ROUTE_PICK_BINDINGS);
+kernel!(ROUTE_PICK_SUBGROUP, "route_pick.subgroup", ROUTE_PICK_BINDINGS);
+kernel!(ROUTE_WEIGH, "route_weigh", ROUTE_WEIGH_BINDINGS);
+kernel!(ROUTE_WEIGH_SUBGROUP, "route_weigh.subgroup", ROUTE_WEIGH_BINDINGS);
+kernel!(ROUTE_PREPARE, "route_prepare", &[Read, Read, Read, Read, Write]);
+kernel!(ROUTE_HASH, "route_hash", &[Read, Read, Read, Write]);
+kernel!(ROUTE_SINKHORN, "route_sinkhorn", &[Read, Write, Write, Write]);
+kernel!(ROUTE_SINKHORN_SUBGROUP, "route_sinkhorn.subgroup", &[Read, Write, Write, Write]);
+kernel!(ROUTE_EXPERT_CHOICE, "route_expert_choice", &[Read, Read, Write, Write, Write, Write]);
 kernel!(ROUTE_CAPACITY, "route_capacity", &[Read, Read, Read, Write, Write, Write]);
 kernel!(ROUTE_CAPACITY_SUBGROUP, "route_capacity.subgroup", &[Read, Read, Read, Write, Write, Write]);
-kernel!(ROUTE_WEIGH, "route_weigh", &[Read, Read, Write, Write, Read]);
-kernel!(ROUTE_WEIGH_SUBGROUP, "route_weigh.subgroup", &[Read, Read, Write, Write, Read]);
+kernel!(ROUTE_FIGURES, "route_figures", ROUTE_FIGURES_BINDINGS);
+kernel!(ROUTE_FIGURES_SUBGROUP, "route_figures.subgroup", ROUTE_FIGURES_BINDINGS);
+kernel!(ROUTE_MAP, "route_map", &[Read, Write, Write]);
 kernel!(PERMUTE, "permute", &[Read, Write, Write, Write, Write]);
 kernel!(GROUPED_GEMM, "grouped_gemm", GROUPED_GEMM_BINDINGS);
 kernel!(GROUPED_GEMM_HALF, "grouped_gemm.half", GROUPED_GEMM_BINDINGS);
@@ -55,6 +70,8 @@ kernel!(MATVEC_SUBGROUP, "grouped_gemm_matvec.subgroup", GROUPED_GEMM_BINDINGS);
 kernel!(MATVEC_HALF_SUBGROUP, "grouped_gemm_matvec.subgroup.half", GROUPED_GEMM_BINDINGS);
 kernel!(COOPERATIVE, "grouped_gemm_coop", GROUPED_GEMM_BINDINGS);
 kernel!(COOPERATIVE_HALF, "grouped_gemm_coop.half", GROUPED_GEMM_BINDINGS);
+kernel!(COMBINE_SLOTS, "combine_slots", &[Read, Read, Read, Read, Write, Write]);
+kernel!(JITTER, "jitter", &[Read, Write]);
 kernel!(COMBINE, "combine", &[Read, Read, Read, Read, Read, Read, Read, Write]);
 
 /// Values of a kernel's `override` constants.

@@ -8,6 +8,7 @@ mod buffer;
 mod combine;
 mod device;
 mod grouped_gemm;
+mod jitter;
 mod kernel;
 mod params;
 mod permute;
@@ -24,7 +25,7 @@ pub use device::{WgpuDevice, WgpuOptions};
 use self::device::{NAME, make_buffer};
 use super::Backend;
 use crate::error::{Error, Result};
-use crate::ops::{CombineArgs, GroupedGemmArgs, PermuteArgs, RouteArgs, RouterLogitsArgs};
+use crate::ops::{CombineArgs, GroupedGemmArgs, JitterArgs, PermuteArgs, RouteArgs, RouterLogitsArgs};
 use crate::tensor::{DType, DataMut, DeviceBuffer, Shape, Storage, TensorView, TensorViewMut};
 
 impl Backend for WgpuDevice {
@@ -94,6 +95,10 @@ impl Backend for WgpuDevice {
     fn synchronize(&self) -> Result<()> {
         self.flush()?;
         self.wait()
+    }
+
+    fn jitter(&self, args: JitterArgs<'_>) -> Result<()> {
+        jitter::jitter(self, args)
     }
 
     fn router_logits(&self, args: RouterLogitsArgs<'_>) -> Result<()> {

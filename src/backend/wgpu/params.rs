@@ -33,10 +33,11 @@ params! {
 }
 
 params! {
-    /// Of the kernels of `route` (`shared/route_rule.wgsl`).
+    /// Of the kernels of `route` that know the rule (`shared/route_rule.wgsl`).
     RouteParams {
         num_tokens: u32,
         num_choices: u32,
+        num_group_logits: u32,
         top_k: u32,
         num_groups: u32,
         topk_groups: u32,
@@ -44,6 +45,18 @@ params! {
         selection_bias_at: u32,
         topk_ids_at: u32,
         topk_weights_at: u32,
+        token_offsets_at: u32,
+        selection: u32,
+        groups: u32,
+        score: u32,
+        weight: u32,
+        by_score: u32,
+        has_bias: u32,
+        has_disabled: u32,
+        renormalize: u32,
+        before_dropping: u32,
+        ragged: u32,
+        renormalize_levels: u32,
         logit_clip: f32,
         logit_softcap: f32,
         renormalize_add: f32,
@@ -51,6 +64,95 @@ params! {
         renormalize_p: f32,
         scaling_factor: f32,
         jitter: f32,
+        keeps_at_random: u32,
+        keep_scale: f32,
+        seed_low: u32,
+        seed_high: u32,
+    }
+}
+
+params! {
+    /// Of `route_prepare.wgsl`.
+    PrepareParams {
+        num_tokens: u32,
+        num_choices: u32,
+        num_group_logits: u32,
+        router_logits_at: u32,
+        noise_logits_at: u32,
+        noise: u32,
+        has_disabled: u32,
+        logit_clip: f32,
+        logit_softcap: f32,
+        noise_std: f32,
+    }
+}
+
+params! {
+    /// Of `route_hash.wgsl`.
+    HashParams {
+        num_tokens: u32,
+        num_choices: u32,
+        top_k: u32,
+        num_ids: u32,
+        has_table: u32,
+        has_disabled: u32,
+        token_ids_at: u32,
+        hash_table_at: u32,
+        seed_low: u32,
+        seed_high: u32,
+    }
+}
+
+params! {
+    /// Of `route_sinkhorn.wgsl`.
+    SinkhornParams {
+        num_tokens: u32,
+        num_experts: u32,
+        router_logits_at: u32,
+        max_iterations: u32,
+        tolerance: f32,
+        logit_clip: f32,
+        logit_softcap: f32,
+    }
+}
+
+params! {
+    /// Of `route_expert_choice.wgsl`.
+    ExpertChoiceParams {
+        num_tokens: u32,
+        num_choices: u32,
+        tokens_per_expert: u32,
+        has_disabled: u32,
+        topk_ids_at: u32,
+        token_offsets_at: u32,
+        slot_tokens_at: u32,
+    }
+}
+
+params! {
+    /// Of `route_figures.wgsl`.
+    FiguresParams {
+        num_tokens: u32,
+        num_choices: u32,
+        top_k: u32,
+        num_slots: u32,
+        picked_ids_at: u32,
+        topk_ids_at: u32,
+        topk_weights_at: u32,
+        token_offsets_at: u32,
+        tokens_per_expert_at: u32,
+        importance_at: u32,
+        scalars_at: u32,
+    }
+}
+
+params! {
+    /// Of `route_map.wgsl`.
+    MapParams {
+        num_slots: u32,
+        num_choices: u32,
+        topk_ids_at: u32,
+        topk_weights_at: u32,
     }
 }
 
@@ -101,6 +203,11 @@ params! {
         weight_at: u32,
         bias_at: u32,
         output_at: u32,
+        rows: u32,
+        activation: u32,
+        has_slot_scale: u32,
+        has_expert_offsets: u32,
+        has_bias: u32,
     }
 }
 
@@ -110,17 +217,44 @@ params! {
         num_tokens: u32,
         hidden_size: u32,
         top_k: u32,
-        first_zero_expert: u32,
-        num_zero_experts: u32,
         shared_scale: f32,
         expert_out_at: u32,
         inv_permuted_idx_at: u32,
         topk_weights_at: u32,
-        per_slot_at: u32,
+        token_offsets_at: u32,
         hidden_states_at: u32,
         shared_out_at: u32,
         gate_logits_at: u32,
         output_at: u32,
+    }
+}
+
+params! {
+    /// Of `combine_slots.wgsl`.
+    CombineSlotsParams {
+        num_slots: u32,
+        first_zero_expert: u32,
+        num_zero_experts: u32,
+        has_rows: u32,
+        has_weights: u32,
+        inv_permuted_idx_at: u32,
+        topk_weights_at: u32,
+        topk_ids_at: u32,
+        zero_weights_at: u32,
+    }
+}
+
+params! {
+    /// Of `jitter.wgsl`.
+    JitterParams {
+        num_tokens: u32,
+        hidden_size: u32,
+        hidden_states_at: u32,
+        output_at: u32,
+        hidden_states_dtype: u32,
+        seed_low: u32,
+        seed_high: u32,
+        epsilon: f32,
     }
 }
 
@@ -136,13 +270,13 @@ mod tests {
     type Fields = &'static [(&'static str, usize)];
 
     /// Every kernel with the fields and size of the struct that the host fills its `Params` from.
-    fn kernels() -> [(&'static Kernel, Fields, usize); 20] {
+    fn kernels() -> Vec<(&'static Kernel, Fields, usize)> {
         macro_rules! row {
             ($kernel:ident, $params:ident) => {
                 (&kernel::$kernel, $params::FIELDS, size_of::<$params>())
             };
         }
-        [
+        vec![
             row!(ROUTER_LOGITS, RouterLogitsParams),
             row!(ROUTER_LOGITS_SUBGROUP, RouterLogitsParams),
             row!(ROUTE, RouteParams),
@@ -151,6 +285,20 @@ mod tests {
             row!(ROUTE_PICK_SUBGROUP, RouteParams),
             row!(ROUTE_WEIGH, RouteParams),
             row!(ROUTE_WEIGH_SUBGROUP, RouteParams),
+            row!(ROUTE_LEVELS, RouteParams),
+            row!(ROUTE_LEVELS_SUBGROUP, RouteParams),
+            row!(ROUTE_PROBABILITIES, RouteParams),
+            row!(ROUTE_PROBABILITIES_SUBGROUP, RouteParams),
+            row!(ROUTE_PREPARE, PrepareParams),
+            row!(ROUTE_HASH, HashParams),
+            row!(ROUTE_SINKHORN, SinkhornParams),
+            row!(ROUTE_SINKHORN_SUBGROUP, SinkhornParams),
+            row!(ROUTE_EXPERT_CHOICE, ExpertChoiceParams),
+            row!(ROUTE_FIGURES, FiguresParams),
+            row!(ROUTE_FIGURES_SUBGROUP, FiguresParams),
+            row!(ROUTE_MAP, MapParams),
+            row!(COMBINE_SLOTS, CombineSlotsParams),
+            row!(JITTER, JitterParams),
             row!(ROUTE_CAPACITY, CapacityParams),
             row!(ROUTE_CAPACITY_SUBGROUP, CapacityParams),
             row!(PERMUTE, PermuteParams),

@@ -1,10 +1,10 @@
 //! `permute` on wgpu: a counting sort, in one launch for few slots and in three for many.
 
-use super::bind::{check_disjoint, count};
+use super::bind::{Binding, check_disjoint, count};
 use super::device::{Scratch, WgpuDevice};
 use super::kernel::PERMUTE;
 use super::params::PermuteParams;
-use super::queue::Launch;
+use super::queue::{Launch, bytes_of};
 use crate::error::Result;
 use crate::ops::PermuteArgs;
 
@@ -61,14 +61,14 @@ pub(super) fn permute(device: &WgpuDevice, args: PermuteArgs<'_>) -> Result<()> 
         expert_offsets.binding,
         permuted_idx.binding,
         inv_permuted_idx.binding,
-        block_rows.as_entire_buffer_binding(),
+        Binding::whole(&block_rows),
     ];
     let launch = |(entry, workgroups)| Launch {
         kernel: &PERMUTE,
         entry,
         constants: Vec::new(),
-        params: bytemuck::bytes_of(&params),
-        bindings: &bindings,
+        params: bytes_of(&params),
+        bindings: bindings.to_vec(),
         workgroups: [workgroups, 1, 1],
     };
     if blocks.num_blocks == 1 {

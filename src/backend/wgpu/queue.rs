@@ -2,6 +2,7 @@
 
 use std::sync::mpsc;
 
+use super::bind::Binding;
 use super::buffer::{COPY_ALIGNMENT, WgpuBuffer};
 use super::device::{WgpuDevice, lock, make_buffer};
 use super::kernel::{Constants, Kernel, MAX_PARAMS};
@@ -34,32 +35,37 @@ struct Recorded {
 }
 
 /// A launch with its pipeline.
-struct Ready<'l> {
+struct Ready {
     pipeline: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
-    params: &'l [u8],
+    params: Vec<u8>,
     workgroups: [u32; 3],
 }
 
 /// One launch of a kernel.
 #[derive(Debug)]
-pub(super) struct Launch<'a> {
+pub(super) struct Launch {
     pub(super) kernel: &'static Kernel,
     pub(super) entry: &'static str,
     pub(super) constants: Constants,
-    pub(super) params: &'a [u8],
-    pub(super) bindings: &'a [wgpu::BufferBinding<'a>],
+    pub(super) params: Vec<u8>,
+    pub(super) bindings: Vec<Binding>,
     pub(super) workgroups: [u32; 3],
+}
+
+/// The parameters of a launch, of one of the structs in `params.rs`.
+pub(super) fn bytes_of(params: &impl bytemuck::NoUninit) -> Vec<u8> {
+    bytemuck::bytes_of(params).to_vec()
 }
 
 impl WgpuDevice {
     /// Records a launch behind those that wait.
-    pub(super) fn launch(&self, launch: Launch<'_>) -> Result<()> {
+    pub(super) fn launch(&self, launch: Launch) -> Result<()> {
         self.launch_all([launch])
     }
 
     /// Records launches behind those that wait, with none of another thread between them.
-    pub(super) fn launch_all<'l>(&self, launches: impl IntoIterator<Item = Launch<'l>>) -> Result<()> {
+    pub(super) fn launch_all(&self, launches: impl IntoIterator<Item = Launch>) -> Result<()> {
         let ready: Vec<_> = launches
             .into_iter()
             .filter(|launch| !launch.workgroups.contains(&0))
@@ -71,34 +77,31 @@ impl WgpuDevice {
         }
         for Ready { pipeline, bind_group, params, workgroups } in ready {
             let params_at = pending.params.len();
-            pending.params.extend_from_slice(params);
+            pending.params.extend_from_slice(&params);
             pending.params.resize(params_at + MAX_PARAMS, 0);
             pending.launches.push(Recorded { pipeline, bind_group, params_at: params_at as u32, workgroups });
         }
         Ok(())
     }
 
-    fn prepare<'l>(&self, launch: Launch<'l>) -> Result<Ready<'l>> {
+    fn prepare(&self, launch: Launch) -> Result<Ready> {
         let Launch { kernel, entry, constants, params, bindings, workgroups } = launch;
         let made = self.scoped(|| {
             let pipeline = self.pipelines.get(&self.device, kernel, entry, constants.clone());
-            let bind_group = self.bind(&pipeline.bind_group_layout, bindings);
+            let bind_group = self.bind(&pipeline.bind_group_layout, &bindings);
             (pipeline.compute, bind_group)
         });
         let (pipeline, bind_group) = made.inspect_err(|_| self.pipelines.forget(kernel, entry, constants))?;
         Ok(Ready { pipeline, bind_group, params, workgroups })
     }
 
-    fn bind(&self, layout: &wgpu::BindGroupLayout, bindings: &[wgpu::BufferBinding<'_>]) -> wgpu::BindGroup {
+    fn bind(&self, layout: &wgpu::BindGroupLayout, bindings: &[Binding]) -> wgpu::BindGroup {
         let params =
             wgpu::BufferBinding { buffer: &self.params, offset: 0, size: wgpu::BufferSize::new(MAX_PARAMS as u64) };
-        let entries: Vec<_> = std::iter::once(&params)
-            .chain(bindings)
+        let entries: Vec<_> = std::iter::once(wgpu::BindingResource::Buffer(params))
+            .chain(bindings.iter().map(Binding::resource))
             .zip(0..)
-            .map(|(buffer, binding)| wgpu::BindGroupEntry {
-                binding,
-                resource: wgpu::BindingResource::Buffer(buffer.clone()),
-            })
+            .map(|(resource, binding)| wgpu::BindGroupEntry { binding, resource })
             .collect();
         self.device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout, entries: &entries })
     }
@@ -178,7 +181,8 @@ impl WgpuDevice {
             });
         })?;
         self.wait()?;
-        match receiver.try_recv() {
+        // Where several threads wait, it may be another one that is about to make the call.
+        match receiver.recv_timeout(self.timeout) {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(self.failure(error.to_string())),
             Err(error) => return Err(self.failure(format!("a buffer was not mapped: {error}"))),

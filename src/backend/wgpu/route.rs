@@ -1,221 +1,226 @@
-//! `route` on wgpu: one workgroup per token; with capacity, what couples tokens in launches of its own.
+//! `route` on wgpu: one workgroup per token where tokens are on their own; what couples them, what a rule needs before it
+//! and what is wanted behind it in launches of their own, all recorded together.
 
-use super::bind::{Bound, check_disjoint, count};
+mod capacity;
+mod expert_choice;
+mod figures;
+mod prepare;
+
+use super::bind::{Binding, Bound, check_disjoint, count};
 use super::device::{NAME, Scratch, WgpuDevice};
-use super::kernel::{
-    Constants, ROUTE, ROUTE_CAPACITY, ROUTE_CAPACITY_SUBGROUP, ROUTE_PICK, ROUTE_PICK_SUBGROUP, ROUTE_SUBGROUP,
-    ROUTE_WEIGH, ROUTE_WEIGH_SUBGROUP,
-};
-use super::params::{CapacityParams, RouteParams};
-use super::queue::{Launch, grid};
+use super::kernel::{Constants, Kernel, ROUTE, ROUTE_LEVELS, ROUTE_LEVELS_SUBGROUP, ROUTE_MAP, ROUTE_SUBGROUP};
+use super::params::{MapParams, RouteParams};
+use super::queue::{Launch, bytes_of, grid};
 use crate::error::{Error, Result};
 use crate::ops::RouteArgs;
-use crate::routing::{
-    Capacity, CapacityOrder, GroupScore, Overflow, RouterConfig, ScoreFunction, Selection, WeightFunction,
-};
+use crate::routing::{GroupScore, MASKED, NoiseKind, RouterConfig, ScoreFunction, Selection, WeightFunction};
 
-/// Lanes of every kernel here.
+/// Lanes of the kernels that know the rule.
 const LANES: u64 = 64;
+
+/// Lanes of those that have one per logit or slot.
+const WIDE_LANES: u64 = 256;
 
 /// Bytes of workgroup memory besides the experts' and groups' keys: what reductions take.
 const REDUCTIONS: usize = LANES as usize * (4 + 8 + 16);
 
-/// The tensors of a call as bindings.
-struct Bindings<'a> {
-    router_logits: Bound<'a>,
-    selection_bias: Bound<'a>,
-    topk_ids: Bound<'a>,
-    topk_weights: Bound<'a>,
+/// `SELECT_…` of `shared/route_rule.wgsl`.
+const SELECT_TOP_K: u32 = 0;
+const SELECT_GIVEN: u32 = 1;
+const SELECT_NOISY_SECOND: u32 = 2;
+
+/// A call: its tensors as bindings, the rule as parameters, and the launches so far.
+struct Call<'c, 'a> {
+    device: &'c WgpuDevice,
+    args: &'c RouteArgs<'a>,
+    params: RouteParams,
+    constants: Constants,
+    router_logits: Binding,
+    selection_bias: Binding,
+    disabled: Binding,
+    given: Binding,
+    topk_ids: Bound,
+    topk_weights: Bound,
+    /// token_offsets and slot_tokens, where slots are ragged.
+    ragged: Option<[Bound; 2]>,
+    /// The ids before capacity took any, where it may have.
+    before_capacity: Option<Bound>,
+    launches: Vec<Launch>,
 }
 
 pub(super) fn route(device: &WgpuDevice, args: RouteArgs<'_>) -> Result<()> {
-    if let Some(what) = missing(&args) {
-        return Err(Error::Unsupported { backend: NAME, what: what.into() });
-    }
-    let num_choices = args.router_logits.dims()[1];
-    check_workgroup_memory(device, args.config, num_choices)?;
-    let bindings = Bindings {
-        router_logits: device.bind_tensor("router_logits", args.router_logits)?,
-        selection_bias: device.bind_optional("selection_bias", args.selection_bias)?,
-        topk_ids: device.bind_tensor("topk_ids", args.topk_ids.as_view())?,
-        topk_weights: device.bind_tensor("topk_weights", args.topk_weights.as_view())?,
-    };
-    for output in [&bindings.topk_ids, &bindings.topk_weights] {
-        check_disjoint(output, &[&bindings.router_logits, &bindings.selection_bias])?;
-    }
-    let params = params(&args, &bindings)?;
-    if let Some(capacity) = &args.config.capacity {
-        return with_capacity(device, &args, capacity, &bindings, params);
-    }
-    let mut constants = picking(args.config, num_choices, args.selection_bias.is_some());
-    constants.extend(weighing(args.config));
-    device.launch(Launch {
-        kernel: device.with_subgroups(&ROUTE, &ROUTE_SUBGROUP),
-        entry: "main",
-        constants,
-        params: bytemuck::bytes_of(&params),
-        bindings: &[
-            bindings.router_logits.binding,
-            bindings.selection_bias.binding,
-            bindings.topk_ids.binding,
-            bindings.topk_weights.binding,
-        ],
-        workgroups: tokens_grid(device, params.num_tokens)?,
-    })
-}
-
-/// What of the rule is not on the device yet.
-fn missing(args: &RouteArgs<'_>) -> Option<&'static str> {
+    let mut call = Call::new(device, &args)?;
+    call.prepare_logits()?;
     match args.config.selection {
-        Selection::TopK | Selection::SparseMixer { .. } => {}
-        Selection::Hash { .. } => return Some("routing by hash"),
-        Selection::ExpertChoice { .. } => return Some("routing by expert choice"),
-        Selection::Sinkhorn { .. } => return Some("routing by sinkhorn"),
-        Selection::Hierarchical { .. } => return Some("hierarchical routing"),
+        Selection::Hash { seed } => call.hash(seed)?,
+        Selection::Sinkhorn { tolerance, max_iterations } => call.balance(tolerance, max_iterations)?,
+        _ => call.draw_second()?,
     }
-    match args.config {
-        RouterConfig { noise: Some(_), .. } => Some("router noise"),
-        RouterConfig { expert_states, .. } if !expert_states.is_empty() => Some("expert states"),
-        RouterConfig { expert_map, .. } if !expert_map.is_empty() => Some("an expert map"),
-        _ => args.figures.as_ref().map(|_| "routing figures"),
+    match (args.config.selection, &args.config.capacity) {
+        (Selection::ExpertChoice { limit }, _) => call.choose_by_experts(limit)?,
+        (Selection::Hierarchical { .. }, _) => call.by_token(&ROUTE_LEVELS, &ROUTE_LEVELS_SUBGROUP)?,
+        (_, Some(capacity)) => call.with_capacity(capacity)?,
+        (_, None) => call.by_token(&ROUTE, &ROUTE_SUBGROUP)?,
+    }
+    if let Some(figures) = &args.figures {
+        call.figures(figures)?;
+    }
+    call.map_experts()?;
+    device.launch_all(call.launches)
+}
+
+impl<'c, 'a> Call<'c, 'a> {
+    fn new(device: &'c WgpuDevice, args: &'c RouteArgs<'a>) -> Result<Self> {
+        let router_logits = device.bind_tensor("router_logits", args.router_logits)?;
+        let selection_bias = device.bind_optional("selection_bias", args.selection_bias)?;
+        let topk_ids = device.bind_tensor("topk_ids", args.topk_ids.as_view())?;
+        let topk_weights = device.bind_tensor("topk_weights", args.topk_weights.as_view())?;
+        let bind = |name, view| device.bind_tensor(name, view);
+        let ragged = match &args.ragged {
+            Some(ragged) => Some([
+                bind("ragged.token_offsets", ragged.token_offsets.as_view())?,
+                bind("ragged.slot_tokens", ragged.slot_tokens.as_view())?,
+            ]),
+            None => None,
+        };
+        for output in [&topk_ids, &topk_weights].into_iter().chain(ragged.iter().flatten()) {
+            check_disjoint(output, &[&router_logits, &selection_bias])?;
+        }
+        let params = RouteParams {
+            router_logits_at: router_logits.at,
+            selection_bias_at: selection_bias.at,
+            topk_ids_at: topk_ids.at,
+            topk_weights_at: topk_weights.at,
+            token_offsets_at: ragged.as_ref().map_or(0, |[token_offsets, _]| token_offsets.at),
+            ..rule_params(args)?
+        };
+        let disabled = if params.has_disabled == 0 {
+            Binding::whole(&device.unused)
+        } else {
+            let words: Vec<u32> = (0..params.num_choices as usize).map(|e| args.config.is_disabled(e).into()).collect();
+            Binding::whole(&device.upload(&words)?)
+        };
+        Ok(Self {
+            device,
+            args,
+            constants: sizes(device, args.config, &params)?,
+            params,
+            router_logits: router_logits.binding,
+            selection_bias: selection_bias.binding,
+            disabled,
+            given: Binding::whole(&device.unused),
+            topk_ids,
+            topk_weights,
+            ragged,
+            before_capacity: None,
+            launches: Vec::new(),
+        })
+    }
+
+    /// Memory between the launches, of `len` words.
+    fn scratch(&self, what: Scratch, len: u64) -> Result<Binding> {
+        Ok(Binding::whole(&self.device.scratch(what, len * size_of::<u32>() as u64)?))
+    }
+
+    fn num_tokens(&self) -> u64 {
+        self.params.num_tokens.into()
+    }
+
+    /// T·k.
+    fn num_slots(&self) -> u64 {
+        self.num_tokens() * u64::from(self.params.top_k)
+    }
+
+    /// T·E.
+    fn num_pairs(&self) -> u64 {
+        self.num_tokens() * u64::from(self.params.num_choices)
+    }
+
+    fn grid(&self, workgroups: u64) -> Result<[u32; 3]> {
+        grid(workgroups, self.device.limits.max_compute_workgroups_per_dimension)
+    }
+
+    fn push(&mut self, kernel: &'static Kernel, params: Vec<u8>, bindings: Vec<Binding>, workgroups: [u32; 3]) {
+        self.launches.push(Launch { kernel, entry: "main", constants: Vec::new(), params, bindings, workgroups });
+    }
+
+    /// Records a kernel that knows the rule, with one workgroup per token; `outputs` follow what all of them read.
+    fn push_rule(&mut self, kernel: &'static Kernel, params: RouteParams, outputs: Vec<Binding>) -> Result<()> {
+        let inputs = [&self.router_logits, &self.selection_bias, &self.disabled, &self.given];
+        self.launches.push(Launch {
+            kernel,
+            entry: "main",
+            constants: self.constants.clone(),
+            params: bytes_of(&params),
+            bindings: inputs.into_iter().cloned().chain(outputs).collect(),
+            workgroups: self.grid(self.num_tokens())?,
+        });
+        Ok(())
+    }
+
+    /// Ids and weights in one launch.
+    fn by_token(&mut self, plain: &'static Kernel, subgroup: &'static Kernel) -> Result<()> {
+        let outputs = vec![self.topk_ids.binding.clone(), self.topk_weights.binding.clone()];
+        self.push_rule(self.device.with_subgroups(plain, subgroup), self.params, outputs)
+    }
+
+    /// Ids to those of this rank.
+    fn map_experts(&mut self) -> Result<()> {
+        let expert_map = &self.args.config.expert_map;
+        if expert_map.is_empty() {
+            return Ok(());
+        }
+        let words: Vec<u32> = expert_map.iter().map(|id| id.unwrap_or(MASKED)).collect();
+        let num_slots = self.args.topk_ids.shape().numel();
+        let params = MapParams {
+            num_slots: count("slots", num_slots)?,
+            num_choices: self.params.num_choices,
+            topk_ids_at: self.topk_ids.at,
+            topk_weights_at: self.topk_weights.at,
+        };
+        let map = Binding::whole(&self.device.upload(&words)?);
+        let bindings = vec![map, self.topk_ids.binding.clone(), self.topk_weights.binding.clone()];
+        let workgroups = self.grid((num_slots as u64).div_ceil(WIDE_LANES))?;
+        self.push(&ROUTE_MAP, bytes_of(&params), bindings, workgroups);
+        Ok(())
     }
 }
 
-fn tokens_grid(device: &WgpuDevice, num_tokens: u32) -> Result<[u32; 3]> {
-    grid(u64::from(num_tokens), device.limits.max_compute_workgroups_per_dimension)
-}
-
-/// Picks, drops or gives on what is beyond capacity, and weighs what is left.
-fn with_capacity(
-    device: &WgpuDevice,
-    args: &RouteArgs<'_>,
-    capacity: &Capacity,
-    bindings: &Bindings<'_>,
-    params: RouteParams,
-) -> Result<()> {
-    let RouteParams { num_tokens, num_choices, top_k, .. } = params;
-    let tokens = args.inputs.tokens_per_sequence.filter(|_| capacity.per_sequence).unwrap_or(num_tokens as usize);
-    let sequences = (num_tokens as usize).div_ceil(tokens.max(1));
-    let words = |n: u64| n * size_of::<u32>() as u64;
-    let slots = words(u64::from(num_tokens) * u64::from(top_k));
-    let picked_ids = device.scratch(Scratch::PickedIds, slots)?;
-    let score_keys = device.scratch(Scratch::ScoreKeys, slots)?;
-    let choice_keys = device.scratch(Scratch::ChoiceKeys, words(u64::from(num_tokens) * u64::from(num_choices)))?;
-    let queue = device.scratch(Scratch::Queue, slots)?;
-    let load = device.scratch(Scratch::Load, words(sequences as u64 * u64::from(num_choices)))?;
-    let pick_params = RouteParams { topk_ids_at: 0, ..params };
-    let give_params = capacity_params(args, capacity, &params, tokens)?;
-    let pick_bindings = [
-        bindings.router_logits.binding.clone(),
-        bindings.selection_bias.binding.clone(),
-        picked_ids.as_entire_buffer_binding(),
-        score_keys.as_entire_buffer_binding(),
-        choice_keys.as_entire_buffer_binding(),
-    ];
-    let give_bindings = [
-        picked_ids.as_entire_buffer_binding(),
-        score_keys.as_entire_buffer_binding(),
-        choice_keys.as_entire_buffer_binding(),
-        queue.as_entire_buffer_binding(),
-        load.as_entire_buffer_binding(),
-        bindings.topk_ids.binding.clone(),
-    ];
-    let weigh_bindings = [
-        bindings.router_logits.binding.clone(),
-        bindings.selection_bias.binding.clone(),
-        bindings.topk_ids.binding.clone(),
-        bindings.topk_weights.binding.clone(),
-        picked_ids.as_entire_buffer_binding(),
-    ];
-    let pick = Launch {
-        kernel: device.with_subgroups(&ROUTE_PICK, &ROUTE_PICK_SUBGROUP),
-        entry: "main",
-        constants: picking(args.config, num_choices as usize, args.selection_bias.is_some()),
-        params: bytemuck::bytes_of(&pick_params),
-        bindings: &pick_bindings,
-        workgroups: tokens_grid(device, num_tokens)?,
-    };
-    let give = |entry, workgroups| Launch {
-        kernel: device.with_subgroups(&ROUTE_CAPACITY, &ROUTE_CAPACITY_SUBGROUP),
-        entry,
-        constants: vec![("ORDER", order_constant(capacity.order))],
-        params: bytemuck::bytes_of(&give_params),
-        bindings: &give_bindings,
-        workgroups,
-    };
-    let mut launches = vec![pick];
-    if let Some(queued) = queued(capacity.order, u64::from(num_tokens), u64::from(top_k)) {
-        let max = device.limits.max_compute_workgroups_per_dimension;
-        launches.push(give("order", grid(queued.div_ceil(LANES), max)?));
-    }
-    let entry = if capacity.overflow == Overflow::Drop { "drop_slots" } else { "next_best" };
-    launches.push(give(entry, [count("sequences", sequences)?, 1, 1]));
-    let mut constants = picking(args.config, num_choices as usize, args.selection_bias.is_some());
-    constants.retain(|(name, _)| *name == "SCORE");
-    constants.extend(weighing(args.config));
-    constants.push(("BEFORE_DROPPING", capacity.normalize_before_dropping.into()));
-    launches.push(Launch {
-        kernel: device.with_subgroups(&ROUTE_WEIGH, &ROUTE_WEIGH_SUBGROUP),
-        entry: "main",
-        constants,
-        params: bytemuck::bytes_of(&params),
-        bindings: &weigh_bindings,
-        workgroups: tokens_grid(device, num_tokens)?,
-    });
-    device.launch_all(launches)
-}
-
-/// What stands in a queue that is ordered by score.
-fn queued(order: CapacityOrder, num_tokens: u64, top_k: u64) -> Option<u64> {
-    match order {
-        CapacityOrder::FirstChoices | CapacityOrder::Tokens => None,
-        CapacityOrder::BatchPriority => Some(num_tokens),
-        CapacityOrder::Scores => Some(num_tokens * top_k),
-    }
-}
-
-fn order_constant(order: CapacityOrder) -> u32 {
-    match order {
-        CapacityOrder::FirstChoices => 0,
-        CapacityOrder::BatchPriority => 1,
-        CapacityOrder::Tokens => 2,
-        CapacityOrder::Scores => 3,
-    }
-}
-
-fn capacity_params(
-    args: &RouteArgs<'_>,
-    capacity: &Capacity,
-    params: &RouteParams,
-    tokens_per_sequence: usize,
-) -> Result<CapacityParams> {
-    let num_experts = params.num_choices as usize - args.config.num_zero_experts;
-    let limit = capacity.limit.slots(tokens_per_sequence, args.config.top_k, num_experts);
-    Ok(CapacityParams {
-        num_tokens: params.num_tokens,
-        num_choices: params.num_choices,
-        num_experts: num_experts as u32,
-        top_k: params.top_k,
-        tokens_per_sequence: count("tokens_per_sequence", tokens_per_sequence)?,
-        limit: count("capacity", limit)?,
-        topk_ids_at: params.topk_ids_at,
-    })
-}
-
-fn params(args: &RouteArgs<'_>, bindings: &Bindings<'_>) -> Result<RouteParams> {
+/// The rule as the kernels read it; where tensors lie is left out.
+fn rule_params(args: &RouteArgs<'_>) -> Result<RouteParams> {
     let config = args.config;
-    let groups = config.groups.map_or((0, 0), |groups| (groups.num_groups, groups.topk_groups));
+    let [num_tokens, num_logits] = [args.router_logits.dims()[0], args.router_logits.dims()[1]];
+    let num_choices = num_logits - config.num_group_logits();
+    let (num_groups, topk_groups, renormalize_levels) = match (config.selection, config.groups) {
+        (Selection::Hierarchical { num_groups, topk_groups, renormalize_levels }, _) => {
+            (num_groups, topk_groups, renormalize_levels)
+        }
+        (_, Some(groups)) => (groups.num_groups, groups.topk_groups, false),
+        (_, None) => (0, 0, false),
+    };
     let renormalize = config.renormalize.unwrap_or_default();
+    let (seed, keep_scale) = match config.noise.map(|noise| (noise.seed, noise.kind)) {
+        Some((seed, NoiseKind::RandomSecond { scale })) => (seed, Some(scale)),
+        _ => (0, None),
+    };
     Ok(RouteParams {
-        num_tokens: count("num_tokens", args.router_logits.dims()[0])?,
-        num_choices: count("num_choices", args.router_logits.dims()[1])?,
+        num_tokens: count("num_tokens", num_tokens)?,
+        num_choices: count("num_choices", num_choices)?,
+        num_group_logits: count("num_groups", config.num_group_logits())?,
         top_k: count("top_k", config.top_k)?,
-        num_groups: count("num_groups", groups.0)?,
-        topk_groups: count("topk_groups", groups.1)?,
-        router_logits_at: bindings.router_logits.at,
-        selection_bias_at: bindings.selection_bias.at,
-        topk_ids_at: bindings.topk_ids.at,
-        topk_weights_at: bindings.topk_weights.at,
+        num_groups: count("num_groups", num_groups)?,
+        topk_groups: count("topk_groups", topk_groups)?,
+        selection: SELECT_TOP_K,
+        groups: group_constant(config),
+        score: score_constant(config.score),
+        weight: weight_constant(config),
+        by_score: (args.selection_bias.is_some() || config.is_ragged()).into(),
+        has_bias: args.selection_bias.is_some().into(),
+        has_disabled: (0..num_choices).any(|e| config.is_disabled(e)).into(),
+        renormalize: config.renormalize.is_some().into(),
+        before_dropping: config.capacity.is_some_and(|capacity| capacity.normalize_before_dropping).into(),
+        ragged: config.is_ragged().into(),
+        renormalize_levels: renormalize_levels.into(),
         logit_clip: config.logit_clip.unwrap_or(f32::MAX),
         logit_softcap: config.logit_softcap.unwrap_or(0.0),
         renormalize_add: renormalize.add,
@@ -223,49 +228,55 @@ fn params(args: &RouteArgs<'_>, bindings: &Bindings<'_>) -> Result<RouteParams> 
         renormalize_p: renormalize.p,
         scaling_factor: config.scaling_factor,
         jitter: if let Selection::SparseMixer { jitter } = config.selection { jitter } else { 0.0 },
+        keeps_at_random: keep_scale.is_some().into(),
+        keep_scale: keep_scale.unwrap_or(0.0),
+        seed_low: seed as u32,
+        seed_high: (seed >> 32) as u32,
+        ..RouteParams::default()
     })
 }
 
-fn check_workgroup_memory(device: &WgpuDevice, config: &RouterConfig, num_choices: usize) -> Result<()> {
-    let bytes = REDUCTIONS + 4 * (num_choices.next_multiple_of(64) + config.groups.map_or(1, |g| g.num_groups));
-    let available = device.limits.max_compute_workgroup_storage_size;
-    if bytes > available as usize {
-        let what = format!("{num_choices} experts: route needs {bytes} bytes of workgroup memory of {available}");
-        return Err(Error::Unsupported { backend: NAME, what });
+fn group_constant(config: &RouterConfig) -> u32 {
+    match config.groups.map(|groups| groups.score) {
+        None => 0,
+        Some(GroupScore::Max) => 1,
+        Some(GroupScore::SumTop2) => 2,
     }
-    Ok(())
 }
 
-/// The constants of picking experts.
-fn picking(config: &RouterConfig, num_choices: usize, has_bias: bool) -> Constants {
-    let score = match config.score {
+fn score_constant(score: ScoreFunction) -> u32 {
+    match score {
         ScoreFunction::Logit => 0,
         ScoreFunction::Softmax => 1,
         ScoreFunction::Sigmoid => 2,
         ScoreFunction::SqrtSoftplus => 3,
-    };
-    let groups = match config.groups.map(|groups| groups.score) {
-        None => 0,
-        Some(GroupScore::Max) => 1,
-        Some(GroupScore::SumTop2) => 2,
-    };
-    vec![
-        ("SCORE", score),
-        ("GROUPS", groups),
-        ("HAS_BIAS", has_bias.into()),
-        ("CHOICES", num_choices.next_multiple_of(64) as u32),
-        ("GROUP_SLOTS", config.groups.map_or(1, |groups| groups.num_groups as u32)),
-    ]
+    }
 }
 
-/// The constants of weighing them.
-fn weighing(config: &RouterConfig) -> Constants {
-    let weight = match (config.selection, config.weight) {
+fn weight_constant(config: &RouterConfig) -> u32 {
+    match (config.selection, config.weight) {
         (Selection::SparseMixer { .. }, _) => 4,
         (_, WeightFunction::Score) => 0,
         (_, WeightFunction::SoftmaxOverSelected) => 1,
         (_, WeightFunction::Sigmoid) => 2,
         (_, WeightFunction::One) => 3,
-    };
-    vec![("WEIGHT", weight), ("RENORMALIZE", config.renormalize.is_some().into())]
+    }
+}
+
+/// The sizes of the kernels' arrays over experts and groups: powers of two, so that few pipelines serve all sizes, as far
+/// as there is workgroup memory.
+fn sizes(device: &WgpuDevice, config: &RouterConfig, params: &RouteParams) -> Result<Constants> {
+    // By levels there are two arrays of each.
+    let arrays = if matches!(config.selection, Selection::Hierarchical { .. }) { 2 } else { 1 };
+    let [choices, groups] = [params.num_choices, params.num_groups];
+    let bytes = |[choices, groups]: [u32; 2]| REDUCTIONS + arrays * 4 * (choices + groups) as usize;
+    let generous = [choices.max(256).next_power_of_two(), groups.max(64).next_power_of_two()];
+    let exact = [choices.next_multiple_of(64), groups.max(1)];
+    let available = device.limits.max_compute_workgroup_storage_size as usize;
+    let fitting = [generous, exact].into_iter().find(|&sizes| bytes(sizes) <= available);
+    let [choices, groups] = fitting.ok_or_else(|| {
+        let what = format!("{choices} experts: route needs {} bytes of workgroup memory of {available}", bytes(exact));
+        Error::Unsupported { backend: NAME, what }
+    })?;
+    Ok(vec![("CHOICES", choices), ("GROUP_SLOTS", groups)])
 }

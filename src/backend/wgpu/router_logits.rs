@@ -4,7 +4,7 @@ use super::bind::{check_disjoint, count, dtype_constant};
 use super::device::WgpuDevice;
 use super::kernel::{ROUTER_LOGITS, ROUTER_LOGITS_SUBGROUP};
 use super::params::RouterLogitsParams;
-use super::queue::{Launch, grid};
+use super::queue::{Launch, bytes_of, grid};
 use crate::error::Result;
 use crate::ops::RouterLogitsArgs;
 
@@ -40,8 +40,8 @@ pub(super) fn router_logits(device: &WgpuDevice, args: RouterLogitsArgs<'_>) -> 
             ("TANH", args.tanh.into()),
             ("QUADS", quads.into()),
         ],
-        params: bytemuck::bytes_of(&params),
-        bindings: &[hidden_states.binding, weight.binding, bias.binding, output.binding],
+        params: bytes_of(&params),
+        bindings: vec![hidden_states.binding, weight.binding, bias.binding, output.binding],
         workgroups: grid(blocks, device.limits.max_compute_workgroups_per_dimension)?,
     })
 }
