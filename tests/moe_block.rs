@@ -50,6 +50,8 @@ fn moe_block(arguments: &[&dyn AsRef<std::ffi::OsStr>]) -> Output {
     let example = tests.parent().unwrap().with_file_name("examples").join("moe_block");
     Command::new(&example)
         .args(arguments.iter().map(AsRef::as_ref))
+        // Where it is not set, Mesa's Vulkan drivers complain on stderr.
+        .env("XDG_RUNTIME_DIR", std::env::temp_dir())
         .output()
         .unwrap_or_else(|error| panic!("{}: {error} (cargo build --examples makes it)", example.display()))
 }
