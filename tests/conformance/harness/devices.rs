@@ -1,6 +1,7 @@
 //! The devices under test, listed once.
 
 use std::num::NonZeroUsize;
+use std::sync::LazyLock;
 
 use fused_moe::backend::cpu::{Cpu, InstructionSet};
 use fused_moe::{Device, Error, Result};
@@ -112,5 +113,8 @@ impl Candidate {
 
 /// The devices that are there, for tests that need no list of the others.
 pub fn present() -> Vec<Device> {
-    CANDIDATES.iter().filter_map(|candidate| (candidate.open)().ok()).collect()
+    // Opened once: a GPU's pipelines are made per device.
+    static PRESENT: LazyLock<Vec<Device>> =
+        LazyLock::new(|| CANDIDATES.iter().filter_map(|candidate| (candidate.open)().ok()).collect());
+    PRESENT.clone()
 }
