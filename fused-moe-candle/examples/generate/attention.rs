@@ -1,8 +1,9 @@
 //! Grouped-query attention with rotary embeddings and a cache, for one sequence.
 
 use candle_core::{DType, Device, Result, Tensor};
+use candle_nn::attention::{AttnMask, flash_attn};
 use candle_nn::kv_cache::ConcatKvCache;
-use candle_nn::{Linear, Module, RmsNorm, VarBuilder, linear_b, linear_no_bias, ops, rms_norm, rotary_emb};
+use candle_nn::{Linear, Module, RmsNorm, VarBuilder, linear_b, linear_no_bias, rms_norm, rotary_emb};
 
 use super::config::Config;
 
@@ -67,25 +68,13 @@ impl Attention {
         proj.forward(xs)?.reshape((1, xs.dim(0)?, heads, self.head_dim))?.transpose(1, 2)?.contiguous()
     }
 
-    /// Softmax attention in f32; the query heads of a group stand below each other, so that keys are not repeated.
+    /// Causal softmax attention in f32, by candle's kernel: it takes `[1, L, heads, D]`, and gives `[1, heads, L, D]`.
     fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-        let (len, total) = (q.dim(2)?, k.dim(2)?);
-        let group = self.num_heads / self.num_kv_heads;
-        let q = q.reshape((1, self.num_kv_heads, group * len, self.head_dim))?;
-        let scores = (q.matmul(&k.t()?)? / (self.head_dim as f64).sqrt())?;
-        let scores =
-            scores.reshape((self.num_kv_heads, group, len, total))?.broadcast_add(&causal_mask(len, total)?)?;
-        let weights = ops::softmax_last_dim(&scores)?.reshape((1, self.num_kv_heads, group * len, total))?;
-        weights.matmul(&v.contiguous()?)?.reshape((1, self.num_heads, len, self.head_dim))
+        let mask = AttnMask::causal_with_offset(k.dim(2)? - q.dim(2)?);
+        let tokens_first = |t: &Tensor| t.transpose(1, 2)?.contiguous();
+        let scale = 1.0 / (self.head_dim as f32).sqrt();
+        flash_attn::<f32>(&tokens_first(q)?, &tokens_first(k)?, &tokens_first(v)?, scale, mask, None, None)
     }
-}
-
-/// `[L, total]`: 0 where the last `L` of `total` tokens may look, −inf ahead of them.
-fn causal_mask(len: usize, total: usize) -> Result<Tensor> {
-    let past = total - len;
-    let ahead = |i: usize, j: usize| if j > past + i { f32::NEG_INFINITY } else { 0. };
-    let mask: Vec<f32> = (0..len).flat_map(|i| (0..total).map(move |j| ahead(i, j))).collect();
-    Tensor::from_vec(mask, (len, total), &Device::Cpu)
 }
 
 /// The rotation of the tokens of one call.

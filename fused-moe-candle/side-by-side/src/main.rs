@@ -1,0 +1,208 @@
+//! The same model, the same file, the same threads, in one run: candle's own Qwen3-MoE against candle with fused-moe's
+//! experts. Prints one CSV row per type and phase. scripts/side-by-side calls it.
+
+#[path = "../../examples/generate/attention.rs"]
+mod attention;
+mod checkpoint;
+#[path = "../../examples/generate/config.rs"]
+#[allow(dead_code, reason = "a part of it is used here")]
+mod config;
+#[path = "../../examples/generate/model.rs"]
+#[allow(dead_code, reason = "a part of it is used here")]
+mod model;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+use candle_transformers::models::qwen3_moe;
+use checkpoint::Shape;
+use clap::Parser;
+
+/// candle's MoE path against fused-moe's.
+#[derive(Parser)]
+struct Args {
+    /// Where to write the checkpoints: 2.5 GB for bf16, 5 GB for f32.
+    #[arg(long)]
+    dir: PathBuf,
+    /// f32 or bf16.
+    #[arg(long)]
+    dtype: String,
+    #[arg(long, default_value_t = 2)]
+    layers: usize,
+    #[arg(long, default_value_t = 128)]
+    prefill: usize,
+    #[arg(long, default_value_t = 32)]
+    decode: usize,
+    /// Times that everything is measured; medians count.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+}
+
+/// One of the two, behind what both can do.
+trait Engine {
+    /// The logits `[V]` after these tokens, which come after those of earlier calls.
+    fn logits(&mut self, tokens: &[u32]) -> Result<Tensor>;
+    fn reset(&mut self) -> Result<()>;
+}
+
+struct Candle {
+    model: qwen3_moe::ModelForCausalLM,
+    num_cached: usize,
+}
+
+/// Seconds of one round.
+#[derive(Clone, Copy)]
+struct Times {
+    prefill: f64,
+    decode: f64,
+}
+
+/// The whole model and the model without experts, in candle and in ours.
+struct Four<T>([T; 4]);
+
+const CANDLE: usize = 0;
+const CANDLE_REST: usize = 1;
+const OURS: usize = 2;
+const OURS_REST: usize = 3;
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    ensure!(["f32", "bf16"].contains(&args.dtype.as_str()), "--dtype: expected f32 or bf16, got {}", args.dtype);
+    let (whole, rest) = (args.dir.join(format!("whole-{}", args.dtype)), args.dir.join(format!("rest-{}", args.dtype)));
+    for (directory, experts) in [(&whole, true), (&rest, false)] {
+        if !directory.join("model.safetensors").exists() {
+            eprintln!("writing {} ...", directory.display());
+            shape(&args, experts).write(directory, args.dtype == "bf16")?;
+        }
+    }
+    let mut engines: Four<Box<dyn Engine>> = Four([
+        Box::new(Candle::load(&whole)?),
+        Box::new(Candle::load(&rest)?),
+        Box::new(model::Model::load(&whole, None, &|_, _| {})?),
+        Box::new(model::Model::load(&rest, None, &|_, _| {})?),
+    ]);
+    let (rounds, logits) = measure(&args, &mut engines)?;
+    report(&args, &rounds, &logits)
+}
+
+fn shape(args: &Args, experts: bool) -> Shape {
+    Shape {
+        num_layers: args.layers,
+        hidden_size: 2048,
+        num_heads: 32,
+        num_kv_heads: 4,
+        head_dim: 128,
+        num_experts: 128,
+        top_k: 8,
+        intermediate_size: 768,
+        vocab_size: 1024,
+        experts,
+    }
+}
+
+/// All four in turn, round by round, so that what is compared was measured in the same moments; the first round warms up.
+/// With the last round's logits.
+fn measure(args: &Args, engines: &mut Four<Box<dyn Engine>>) -> Result<(Vec<Four<Times>>, Four<Vec<Tensor>>)> {
+    let tokens: Vec<u32> = (0..args.prefill + args.decode).map(|i| (i * 377 % 1021) as u32).collect();
+    let mut rounds = Vec::new();
+    let mut logits = Four([const { Vec::new() }; 4]);
+    for _ in 0..=args.rounds {
+        let mut times = [Times { prefill: 0.0, decode: 0.0 }; 4];
+        for ((engine, times), logits) in engines.0.iter_mut().zip(&mut times).zip(&mut logits.0) {
+            engine.reset()?;
+            let start = Instant::now();
+            *logits = vec![engine.logits(&tokens[..args.prefill])?];
+            times.prefill = start.elapsed().as_secs_f64();
+            let start = Instant::now();
+            for token in &tokens[args.prefill..] {
+                logits.push(engine.logits(std::slice::from_ref(token))?);
+            }
+            times.decode = start.elapsed().as_secs_f64();
+        }
+        rounds.push(Four(times));
+    }
+    rounds.remove(0);
+    Ok((rounds, logits))
+}
+
+/// One CSV row per phase: medians over the rounds, of the ratios too.
+fn report(args: &Args, rounds: &[Four<Times>], logits: &Four<Vec<Tensor>>) -> Result<()> {
+    let error = distance(&logits.0[OURS], &logits.0[CANDLE])?;
+    let tolerance = if args.dtype == "f32" { 1e-4 } else { 0.05 };
+    ensure!(error <= tolerance, "the two models differ: {error:e}");
+    let phases: [(&str, usize, fn(Times) -> f64); 2] =
+        [("prefill", args.prefill, |t| t.prefill), ("decode", args.decode, |t| t.decode)];
+    for (phase, tokens, of) in phases {
+        let over_rounds = |f: &dyn Fn(&dyn Fn(usize) -> f64) -> f64| {
+            let mut values: Vec<f64> = rounds.iter().map(|round| f(&|engine| of(round.0[engine]))).collect();
+            values.sort_by(f64::total_cmp);
+            values[values.len() / 2]
+        };
+        let moe = |t: &dyn Fn(usize) -> f64, whole, rest| t(whole) - t(rest);
+        println!(
+            "{},{phase},{tokens},{},{:.1},{:.1},{:.1},{:.1},{:.2},{:.2},{error:.1e}",
+            args.dtype,
+            args.layers,
+            over_rounds(&|t| t(CANDLE)) * 1e3,
+            over_rounds(&|t| t(OURS)) * 1e3,
+            over_rounds(&|t| moe(t, CANDLE, CANDLE_REST)) * 1e3,
+            over_rounds(&|t| moe(t, OURS, OURS_REST)) * 1e3,
+            over_rounds(&|t| t(CANDLE) / t(OURS)),
+            over_rounds(&|t| moe(t, CANDLE, CANDLE_REST) / moe(t, OURS, OURS_REST)),
+        );
+    }
+    Ok(())
+}
+
+/// ‖a − b‖ / ‖b‖ of the median step. Not of the worst: candle routes in the model's type, and where two experts are equal
+/// to bf16's precision the two choose differently.
+fn distance(ours: &[Tensor], candle: &[Tensor]) -> Result<f64> {
+    let norm = |t: &Tensor| -> Result<f64> { Ok(t.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?.sqrt()) };
+    let errors = ours.iter().zip(candle).map(|(ours, candle)| Ok(norm(&(ours - candle)?)? / norm(candle)?));
+    let mut errors = errors.collect::<Result<Vec<_>>>()?;
+    errors.sort_by(f64::total_cmp);
+    Ok(errors[errors.len() / 2])
+}
+
+impl Candle {
+    fn load(directory: &Path) -> Result<Self> {
+        let path = directory.join("config.json");
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let config: qwen3_moe::Config = serde_json::from_str(&text)?;
+        let dtype = if text.contains("bfloat16") { DType::BF16 } else { DType::F32 };
+        // SAFETY: the file is only read, and was written before.
+        let vb = unsafe {
+            VarBuilder::from_mmaped_safetensors(&[directory.join("model.safetensors")], dtype, &Device::Cpu)?
+        };
+        Ok(Self { model: qwen3_moe::ModelForCausalLM::new(&config, vb)?, num_cached: 0 })
+    }
+}
+
+impl Engine for Candle {
+    fn logits(&mut self, tokens: &[u32]) -> Result<Tensor> {
+        let input = Tensor::new(tokens, &Device::Cpu)?.unsqueeze(0)?;
+        let logits = self.model.forward(&input, self.num_cached)?;
+        self.num_cached += tokens.len();
+        Ok(logits.flatten_all()?.to_dtype(DType::F32)?)
+    }
+
+    fn reset(&mut self) -> Result<()> {
+        self.model.clear_kv_cache();
+        self.num_cached = 0;
+        Ok(())
+    }
+}
+
+impl Engine for model::Model {
+    fn logits(&mut self, tokens: &[u32]) -> Result<Tensor> {
+        Ok(self.next_token(tokens)?.1)
+    }
+
+    fn reset(&mut self) -> Result<()> {
+        self.clear_cache();
+        Ok(())
+    }
+}
