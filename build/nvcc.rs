@@ -41,7 +41,7 @@ pub fn build(kernels: &Path, out: &Path) -> Result<(), String> {
     let found =
         if env::var_os("DOCS_RS").is_some() { Err("documentation needs no kernels".into()) } else { find_nvcc() };
     match found {
-        Ok(nvcc) => write_images(out, &compile_all(&nvcc, kernels, out)?),
+        Ok(nvcc) => write_images(out, &nvcc, &compile_all(&nvcc, kernels, out)?),
         Err(reason) if required => Err(format!("FUSED_MOE_REQUIRE asks for the CUDA kernels: {reason}")),
         Err(reason) => {
             let reason = format!("built without nvcc: {reason}");
@@ -222,9 +222,10 @@ fn image(source: &Path, folder: PathBuf, archs: &[String]) -> Result<Image, Stri
 }
 
 /// Rust that embeds what was compiled.
-fn write_images(out: &Path, images: &[Image]) -> Result<(), String> {
+fn write_images(out: &Path, nvcc: &Path, images: &[Image]) -> Result<(), String> {
     let (mut rust, mut ptx) = (String::new(), String::new());
     rust += "pub(super) const ABSENT: Option<&str> = None;\npub(super) static IMAGES: &[Image] = &[\n";
+    let _ = writeln!(ptx, "pub const NVCC: Option<&str> = Some({nvcc:?});");
     ptx += "pub static PTX: &[(&str, &str, &str)] = &[\n";
     for image in images {
         let (stem, fatbin, kernels) = (&image.stem, image.folder.join("image.fatbin"), &image.kernels);
@@ -247,7 +248,7 @@ fn write_absent(out: &Path, reason: &str) -> Result<(), String> {
         "pub(super) const ABSENT: Option<&str> = Some({reason:?});\npub(super) static IMAGES: &[Image] = &[];\n"
     );
     write(&out.join("images.rs"), &rust)?;
-    write(&out.join("ptx.rs"), "pub static PTX: &[(&str, &str, &str)] = &[];\n")
+    write(&out.join("ptx.rs"), "pub const NVCC: Option<&str> = None;\npub static PTX: &[(&str, &str, &str)] = &[];\n")
 }
 
 fn write(path: &Path, text: &str) -> Result<(), String> {

@@ -1,7 +1,10 @@
-//! The CUDA backend beyond conformance, on an emulated device: the interface for engines, bugs planted in the kernels,
-//! and that a program starts where there is no driver.
+//! The CUDA backend beyond conformance: the interface for engines on an emulated device, a GPU beside that device, and that
+//! a program starts where there is no driver.
 
+mod complaints;
 #[path = "../cuda_vm/mod.rs"]
 mod cuda_vm;
 mod engine;
+mod hardware;
+mod layers;
 mod start;

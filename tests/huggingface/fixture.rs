@@ -18,7 +18,9 @@ pub struct Fixture {
 }
 
 fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+    // A bundle for another machine brings its own copy.
+    let elsewhere = std::env::var_os("FUSED_MOE_FIXTURES").map(PathBuf::from);
+    elsewhere.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures"))
 }
 
 /// The fixtures there are, `_` for `-`.

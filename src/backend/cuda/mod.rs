@@ -3,14 +3,14 @@
 //! All launches of a device go to one stream, and nothing comes back to the host between the steps of a layer. Memory,
 //! modules and launches go through [`driver::Driver`], so that tests run this very code on an emulated device.
 
-#![allow(dead_code, reason = "the launches and the driver that use the rest are on their way")]
-
 mod arena;
 mod combine;
 mod device;
 pub mod driver;
 mod grouped_gemm;
 mod images;
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod interop;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod libcuda;
 mod memory;

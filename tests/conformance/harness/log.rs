@@ -47,9 +47,11 @@ pub struct Log {
 }
 
 /// Whether the device is so slow that it gets a part of the cases: kernels interpreted instruction by instruction.
-/// `FUSED_MOE_ALL_CASES` gives it all.
+/// `FUSED_MOE_ALL_CASES` gives it all, `FUSED_MOE_FEW_CASES` gives every device a part: under a sanitizer.
 fn is_slow(device: &Device) -> bool {
-    device.name() == "cuda" && device.backend().is_emulated() && std::env::var_os("FUSED_MOE_ALL_CASES").is_none()
+    let is_set = |name| std::env::var_os(name).is_some();
+    let interpreted = device.name() == "cuda" && device.backend().is_emulated();
+    (interpreted && !is_set("FUSED_MOE_ALL_CASES")) || is_set("FUSED_MOE_FEW_CASES")
 }
 
 /// Every value of every parameter of a case, with the type of its weights (or whatever types it has): on a slow device

@@ -1,0 +1,365 @@
+//! Bugs planted in the CUDA kernels: each is one change of their text, and the suite must find every one of them on an
+//! emulated device. That it finds none in the unchanged text is the test of that device.
+
+use std::collections::hash_map::DefaultHasher;
+use std::fs;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use fused_moe::Device;
+use fused_moe::backend::cuda::Cuda;
+use libtest_mimic::{Completion, Failed, Trial};
+use ptx_vm::{Config, Module};
+
+use crate::harness::devices::cuda_vm::{NVCC, Vm};
+use crate::{combine, grouped_gemm, harness::Test, permute, route, router_logits};
+
+/// One planted bug.
+struct Bug {
+    /// What is wrong.
+    what: &'static str,
+    /// The file of kernels whose op is tested, without `.cu`.
+    kernels: &'static str,
+    /// The file that changes.
+    file: &'static str,
+    from: &'static str,
+    to: &'static str,
+}
+
+const fn bug(
+    what: &'static str,
+    kernels: &'static str,
+    file: &'static str,
+    from: &'static str,
+    to: &'static str,
+) -> Bug {
+    Bug { what, kernels, file, from, to }
+}
+
+const PERMUTE: &[Bug] = &[
+    bug(
+        "no __syncwarp between reading and moving a counter",
+        "permute",
+        "permute.cu",
+        "__syncwarp();\n    if (expert != MASKED && rank == 0)",
+        "if (expert != MASKED && rank == 0)",
+    ),
+    bug(
+        "no __syncwarp behind moving a counter",
+        "permute",
+        "permute.cu",
+        "before + __popc(peers);\n    __syncwarp();",
+        "before + __popc(peers);",
+    ),
+    bug("counters not cleared", "permute", "permute.cu", "e += 32) counters[e] = 0;", "e += 32) {}"),
+    bug(
+        "no barrier between counting and scanning",
+        "permute",
+        "permute.cu",
+        "count_chunk(p, warp_id(), counters);\n  __syncthreads();",
+        "count_chunk(p, warp_id(), counters);",
+    ),
+    bug(
+        "no barrier before sums are read",
+        "permute",
+        "permute.cu",
+        "sums[warp * 32 + lane] = mine;\n    __syncthreads();",
+        "sums[warp * 32 + lane] = mine;",
+    ),
+    bug(
+        "no barrier before sums are overwritten",
+        "permute",
+        "permute.cu",
+        "inclusive, 31);\n    __syncthreads();",
+        "inclusive, 31);",
+    ),
+    bug("id E has a row", "permute", "permute.cu", "if (expert >= p.num_experts)", "if (expert > p.num_experts)"),
+    bug("rank counts its own lane", "permute", "permute.cu", "(1u << lane) - 1", "(2u << lane) - 1"),
+    bug(
+        "rows that no slot takes are left as they were",
+        "permute",
+        "permute.cu",
+        "if (slot >= num_rows) permuted_idx[slot] = MASKED;",
+        "",
+    ),
+    bug("inclusive offsets", "permute", "permute.cu", "rows_before + inclusive - total", "rows_before + inclusive"),
+    bug("no last offset", "permute", "permute.cu", "expert_offsets[p.num_experts] = rows_before;", ";"),
+];
+
+const COMBINE: &[Bug] = &[
+    bug("a masked slot's row is read", "combine", "combine.cu", "if (row == MASKED) return;", ""),
+    bug("columns past the last", "combine", "combine.cu", "if (column >= p.hidden_size) return;", ""),
+    bug("ragged slots end early", "combine", "combine.cu", "(p.token_offsets)[token + 1]", "(p.token_offsets)[token]"),
+    bug(
+        "the first zero expert is none",
+        "combine",
+        "combine.cu",
+        "id >= p.first_zero_expert",
+        "id > p.first_zero_expert",
+    ),
+    bug("shared output without its scale", "combine", "combine.cu", "p.shared_scale * gate", "gate"),
+    bug("weights ignored", "combine", "combine.cu", "sum.add(weight, p.expert_out", "sum.add(1.f, p.expert_out"),
+];
+
+const ROUTER_LOGITS: &[Bug] = &[
+    bug(
+        "tokens and experts past the last are written",
+        "router_logits",
+        "router_logits.cu",
+        "if (token >= p.num_tokens || expert >= p.num_experts) return;",
+        "",
+    ),
+    bug(
+        "a token past the last is read",
+        "router_logits",
+        "router_logits.cu",
+        "min(token + t, p.num_tokens - 1)",
+        "token + t",
+    ),
+    bug(
+        "every other step of columns left out",
+        "router_logits",
+        "router_logits.cu",
+        "column += 32 * WIDTH",
+        "column += 64 * WIDTH",
+    ),
+    bug(
+        "warp sum of 31 lanes",
+        "router_logits",
+        "common/warp.cuh",
+        "x += __shfl_xor_sync(ALL_LANES, x, distance);",
+        "x += __shfl_down_sync(ALL_LANES, x, distance - 1);",
+    ),
+];
+
+const ROUTE: &[Bug] = &[
+    bug("the highest of equal ids", "route", "common/order.cuh", "if (key > best.key)", "if (key >= best.key)"),
+    bug("a picked expert stays in the choice", "route", "common/route_rule.cuh", "keys[best] = 0;", ""),
+    bug(
+        "a NaN orders above everything",
+        "route",
+        "common/order.cuh",
+        "if ((bits & 0x7fffffffu) > 0x7f800000u) bits = 0xff800000u;",
+        "",
+    ),
+    bug(
+        "no __syncwarp between logits and keys",
+        "route",
+        "common/route_rule.cuh",
+        "transform(row[e]);\n    }\n    __syncwarp();",
+        "transform(row[e]);\n    }",
+    ),
+    bug("softmax without its maximum", "route", "common/route_rule.cuh", "return expf(x - top)", "return expf(x)"),
+    bug(
+        "the selection bias is ignored",
+        "route",
+        "common/route_rule.cuh",
+        "score(x, over_all) + bias",
+        "score(x, over_all)",
+    ),
+    bug("one group too many", "route", "common/route_rule.cuh", "ahead >= p.topk_groups", "ahead > p.topk_groups"),
+];
+
+const DECODE: &[Bug] = &[
+    bug("an expert's first row belongs to the one before", "decode", "decode.cu", "ends[e] <= row", "ends[e] < row"),
+    bug("blocks of rows counted from 0", "decode", "decode.cu", "(row - start) % ROWS == 0", "row % ROWS == 0"),
+    bug(
+        "the last eight columns left out",
+        "decode",
+        "decode.cu",
+        "lane_id() * 8; k < p.k; k += 256",
+        "lane_id() * 8; k + 8 < p.k; k += 256",
+    ),
+    bug("no barrier before sums are added", "decode", "decode.cu", "__syncthreads();\n  kn_write", "kn_write"),
+    bug("gate and up swapped", "decode", "decode.cu", "gated && c % 2)) * p.k", "gated && c % 2 == 0)) * p.k"),
+];
+
+const SIMT: &[Bug] = &[
+    bug(
+        "no barrier behind the loads",
+        "grouped_gemm_simt",
+        "grouped_gemm_simt.cu",
+        "load_weight(p, tile, s, k);\n    __syncthreads();",
+        "load_weight(p, tile, s, k);",
+    ),
+    bug(
+        "no barrier before the loads",
+        "grouped_gemm_simt",
+        "grouped_gemm_simt.cu",
+        "__syncthreads();\n    load_input",
+        "load_input",
+    ),
+    bug(
+        "rows of the next expert are read",
+        "grouped_gemm_simt",
+        "grouped_gemm_simt.cu",
+        "tile.row + row < tile.row_end && k < p.k",
+        "k < p.k",
+    ),
+];
+
+const MMA: &[Bug] = &[
+    bug(
+        "one group of copies too few is waited for",
+        "grouped_gemm_sm80",
+        "common/mma_tile.cuh",
+        "ptx::cp_async_wait<STAGES - 2>();",
+        "ptx::cp_async_wait<STAGES - 1>();",
+    ),
+    bug(
+        "no barrier behind the wait",
+        "grouped_gemm_sm80",
+        "common/mma_tile.cuh",
+        "__syncthreads();\n      copy_stage(i + STAGES - 1);",
+        "copy_stage(i + STAGES - 1);",
+    ),
+    bug(
+        "no barrier before the epilogue",
+        "grouped_gemm_sm80",
+        "common/mma_tile.cuh",
+        "ptx::cp_async_wait<0>();\n    __syncthreads();",
+        "ptx::cp_async_wait<0>();",
+    ),
+    bug(
+        "A's fragments 1 and 2 swapped",
+        "grouped_gemm_sm80",
+        "ptx/mma.cuh",
+        "\"r\"(a[0]), \"r\"(a[1]), \"r\"(a[2])",
+        "\"r\"(a[0]), \"r\"(a[2]), \"r\"(a[1])",
+    ),
+    bug(
+        "ldmatrix transposed",
+        "grouped_gemm_sm80",
+        "ptx/ldmatrix.cuh",
+        "m8n8.x4.shared.b16",
+        "m8n8.x4.trans.shared.b16",
+    ),
+    bug(
+        "copies swizzled otherwise than loads",
+        "grouped_gemm_sm80",
+        "common/mma_tile.cuh",
+        "copy_chunk(stage + swizzle_64(index / 4, index % 4)",
+        "copy_chunk(stage + swizzle_64(index / 4, index % 4 ^ 1)",
+    ),
+    bug(
+        "the tail of K is not filled with zeros",
+        "grouped_gemm_sm80",
+        "common/mma_stage.cuh",
+        "count == 0 ? 0 : 16",
+        "16",
+    ),
+    bug(
+        "rows past the expert's last are written",
+        "grouped_gemm_sm80",
+        "common/mma_tile.cuh",
+        "min(16u, tile.row_end - row)",
+        "16u",
+    ),
+    bug(
+        "no __syncwarp before the epilogue reads",
+        "grouped_gemm_sm80",
+        "common/mma_tile.cuh",
+        "__syncwarp();\n      if (row < tile.row_end)",
+        "if (row < tile.row_end)",
+    ),
+    bug(
+        "a tile starts at the one before",
+        "grouped_gemm_sm80",
+        "common/tiles.cuh",
+        "(group + in_group % height) * TILE_ROWS",
+        "group * TILE_ROWS",
+    ),
+];
+
+/// A trial for each bug; they need the nvcc that the crate was built with.
+pub fn trials() -> Vec<Trial> {
+    [PERMUTE, COMBINE, ROUTER_LOGITS, ROUTE, DECODE, SIMT, MMA]
+        .into_iter()
+        .flatten()
+        .map(|bug| Trial::ignorable_test(format!("planted/{}: {}", bug.kernels, bug.what), move || check(bug)))
+        .collect()
+}
+
+fn check(bug: &'static Bug) -> Result<Completion, Failed> {
+    let Some(nvcc) = NVCC.filter(|nvcc| Path::new(nvcc).is_file()) else {
+        return Ok(Completion::ignored_with("built without nvcc"));
+    };
+    let ptx = compile(nvcc, bug)?;
+    let module = Module::parse(&ptx, bug.file).map_err(|error| error.to_string())?;
+    let config = Config { max_instructions: 200_000_000, ..Config::with_seed(1) };
+    let device = Device::new(Cuda::new(Vm::changed(config, bug.kernels, Arc::new(module))).map_err(|e| e.to_string())?);
+    match tests(bug.kernels).iter().find_map(|test| test.run(&device).err()) {
+        Some(failure) => {
+            println!("{}: {}: {}", bug.kernels, bug.what, failure.what.lines().next().unwrap_or_default());
+            Ok(Completion::Completed)
+        }
+        None => Err("nothing in the suite notices it".into()),
+    }
+}
+
+fn tests(kernels: &str) -> &'static [Test] {
+    match kernels {
+        "permute" => permute::TESTS,
+        "combine" => combine::TESTS,
+        "router_logits" => router_logits::TESTS,
+        "route" => route::TESTS,
+        _ => grouped_gemm::TESTS,
+    }
+}
+
+/// The PTX of the changed text; kept for the next run.
+fn compile(nvcc: &str, bug: &Bug) -> Result<String, String> {
+    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/cuda");
+    let mut files = Vec::new();
+    sources(&kernels, &mut files);
+    let mut hasher = DefaultHasher::new();
+    let mut changed = false;
+    let mut texts = Vec::new();
+    for path in &files {
+        let mut text = fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+        let name = path.strip_prefix(&kernels).map_err(|e| e.to_string())?;
+        if name == Path::new(bug.file) {
+            changed = text.contains(bug.from);
+            text = text.replacen(bug.from, bug.to, 1);
+        }
+        (name, &text).hash(&mut hasher);
+        texts.push((name, text));
+    }
+    if !changed {
+        return Err(format!("{} has no {:?}", bug.file, bug.from));
+    }
+    bug.kernels.hash(&mut hasher);
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("planted-{:016x}", hasher.finish()));
+    let ptx = folder.join("kernels.ptx");
+    if !ptx.is_file() {
+        for (name, text) in texts {
+            let path = folder.join(name);
+            fs::create_dir_all(path.parent().unwrap_or(&folder)).map_err(|e| e.to_string())?;
+            fs::write(&path, text).map_err(|e| e.to_string())?;
+        }
+        let partial = folder.join("partial.ptx");
+        let output = Command::new(nvcc)
+            .args(["-std=c++17", "-lineinfo", "-ptx", "-w", "-arch=compute_80", "-I"])
+            .arg(&folder)
+            .arg(folder.join(bug.kernels).with_extension("cu"))
+            .arg("-o")
+            .arg(&partial)
+            .output()
+            .map_err(|e| format!("{nvcc}: {e}"))?;
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+        }
+        fs::rename(&partial, &ptx).map_err(|e| e.to_string())?;
+    }
+    fs::read_to_string(&ptx).map_err(|e| e.to_string())
+}
+
+fn sources(folder: &Path, files: &mut Vec<PathBuf>) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        if path.is_dir() { sources(&path, files) } else { files.push(path) }
+    }
+    files.sort();
+}
