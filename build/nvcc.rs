@@ -22,8 +22,8 @@ const OLDEST_NVCC: (u32, u32) = (12, 0);
 struct Image {
     stem: String,
     folder: PathBuf,
-    /// Architecture and text.
-    ptx: Vec<(String, PathBuf)>,
+    /// The architecture and text that tests execute: what newer GPUs compile, or the file's own.
+    ptx: (String, PathBuf),
     kernels: Vec<String>,
 }
 
@@ -168,12 +168,14 @@ fn compile(
     image(source, folder, archs)
 }
 
+/// Whether newer GPUs run PTX of this architecture.
+fn is_portable(arch: &str) -> bool {
+    arch.bytes().all(|b| b.is_ascii_digit())
+}
+
 /// The arguments of nvcc: code for each architecture, PTX of the lowest one that newer ones can run.
 fn gencode(archs: &[String]) -> Vec<String> {
-    let portable = archs
-        .iter()
-        .filter(|arch| arch.bytes().all(|b| b.is_ascii_digit()))
-        .min_by_key(|arch| arch.parse::<u32>().ok());
+    let portable = archs.iter().filter(|arch| is_portable(arch)).min_by_key(|arch| arch.parse::<u32>().ok());
     let code = |arch: &String| match portable {
         Some(lowest) if lowest == arch => format!("-gencode=arch=compute_{arch},code=[sm_{arch},compute_{arch}]"),
         _ => format!("-gencode=arch=compute_{arch},code=sm_{arch}"),
@@ -183,7 +185,7 @@ fn gencode(archs: &[String]) -> Vec<String> {
 
 fn run_nvcc(nvcc: &Path, source: &Path, kernels: &Path, folder: &Path, archs: &[String]) -> Result<(), String> {
     let output = Command::new(nvcc)
-        .args(["-std=c++17", "-lineinfo", "-fatbin", "-Xptxas=-v", "--keep", "--keep-dir"])
+        .args(["-std=c++17", "-lineinfo", "-fatbin", "-Xfatbin=-compress-all", "-Xptxas=-v", "--keep", "--keep-dir"])
         .arg(folder)
         .args(gencode(archs))
         .arg("-I")
@@ -213,11 +215,13 @@ fn image(source: &Path, folder: PathBuf, archs: &[String]) -> Result<Image, Stri
     // nvcc leaves the architecture out of the name where there is one only.
     let named = |arch: &String| folder.join(format!("{stem}.compute_{arch}.ptx"));
     let file = |arch: &String| if archs.len() == 1 { folder.join(format!("{stem}.ptx")) } else { named(arch) };
-    let ptx: Vec<_> = archs.iter().map(|arch| (arch.clone(), file(arch))).filter(|(_, file)| file.is_file()).collect();
-    let (_, first) = ptx.first().ok_or_else(|| format!("nvcc kept no PTX of {}", source.display()))?;
-    let text = fs::read_to_string(first).map_err(|e| format!("{}: {e}", first.display()))?;
+    let arch = archs.iter().find(|arch| is_portable(arch)).or(archs.first());
+    let first = arch.map(file).filter(|file| file.is_file());
+    let first = first.ok_or_else(|| format!("nvcc kept no PTX of {}", source.display()))?;
+    let text = fs::read_to_string(&first).map_err(|e| format!("{}: {e}", first.display()))?;
     let entries = text.lines().filter_map(|line| line.split(".entry ").nth(1));
     let kernels = entries.filter_map(|rest| rest.split('(').next()).map(|name| name.trim().to_owned()).collect();
+    let ptx = (arch.cloned().unwrap_or_default(), first);
     Ok(Image { stem, folder, ptx, kernels })
 }
 
@@ -233,9 +237,8 @@ fn write_images(out: &Path, nvcc: &Path, images: &[Image]) -> Result<(), String>
             rust,
             "    Image {{ file: {stem:?}, fatbin: &Aligned(*include_bytes!({fatbin:?})).0, kernels: &{kernels:?} }},"
         );
-        for (arch, file) in &image.ptx {
-            let _ = writeln!(ptx, "    ({stem:?}, {arch:?}, include_str!({file:?})),");
-        }
+        let (arch, file) = &image.ptx;
+        let _ = writeln!(ptx, "    ({stem:?}, {arch:?}, include_str!({file:?})),");
     }
     rust += "];\n";
     ptx += "];\n";

@@ -67,7 +67,7 @@ fn device_trials(candidate: &'static Candidate, required: &[String]) -> Vec<Tria
     let tests = || TESTS.iter().copied().flatten().chain(if candidate.widens { &[] } else { large::TESTS });
     let name = candidate.name;
     match candidate.find(required) {
-        Found::Present(device) => tests().map(|test| device_trial(name, device.clone(), test)).collect(),
+        Found::Present(device) => tests().map(|test| device_trial(candidate, device.clone(), test)).collect(),
         Found::Skipped(reason) => {
             let reason = format!("{} tests skipped: {reason}", tests().count());
             vec![Trial::ignorable_test(name, move || Ok(Completion::ignored_with(reason)))]
@@ -78,8 +78,9 @@ fn device_trials(candidate: &'static Candidate, required: &[String]) -> Vec<Tria
     }
 }
 
-fn device_trial(device_name: &str, device: Device, test: &'static Test) -> Trial {
-    Trial::ignorable_test(format!("{device_name}/{}::{}", test.op, test.name), move || {
+fn device_trial(candidate: &'static Candidate, device: Device, test: &'static Test) -> Trial {
+    Trial::ignorable_test(format!("{}/{}::{}", candidate.name, test.op, test.name), move || {
+        let device = if candidate.own { (candidate.open)().map_err(|error| error.to_string())? } else { device };
         let log = test.run(&device).map_err(|failure| failure.to_string())?;
         CASES.fetch_add(log.cases, Ordering::Relaxed);
         UNSUPPORTED.fetch_add(log.unsupported.values().sum(), Ordering::Relaxed);

@@ -288,7 +288,9 @@ fn check(bug: &'static Bug) -> Result<Completion, Failed> {
     };
     let ptx = compile(nvcc, bug)?;
     let module = Module::parse(&ptx, bug.file).map_err(|error| error.to_string())?;
-    let config = Config { max_instructions: 200_000_000, ..Config::with_seed(1) };
+    let mut config = Config::with_seed(1);
+    // A bug may make a kernel run for ever.
+    config.max_instructions = 200_000_000;
     let device = Device::new(Cuda::new(Vm::changed(config, bug.kernels, Arc::new(module))).map_err(|e| e.to_string())?);
     match tests(bug.kernels).iter().find_map(|test| test.run(&device).err()) {
         Some(failure) => {

@@ -21,15 +21,17 @@ pub struct Candidate {
     /// Whether it keeps much more than a byte per byte, as the oracle does, which copies its inputs to f64: no place for
     /// tensors of 2^31 elements.
     pub widens: bool,
+    /// Whether each test opens one for itself: it is interpreted, one launch at a time.
+    pub own: bool,
 }
 
 impl Candidate {
     const fn new(name: &'static str, open: fn() -> Result<Device>) -> Self {
-        Self { name, open, widens: false }
+        Self { name, open, widens: false, own: false }
     }
 
     const fn small(name: &'static str, open: fn() -> Result<Device>) -> Self {
-        Self { name, open, widens: true }
+        Self { name, open, widens: true, own: false }
     }
 }
 
@@ -46,7 +48,7 @@ pub const CANDIDATES: &[Candidate] = &[
     Candidate::small("remote", || Ok(Device::new(Remote::default()))),
     Candidate::new("wgpu", || Device::by_name("wgpu")),
     Candidate::new("cuda", || Device::by_name("cuda")),
-    Candidate::small("ptx-vm", ptx_vm),
+    Candidate { own: true, ..Candidate::small("ptx-vm", ptx_vm) },
 ];
 
 /// What `FUSED_MOE_REQUIRE` may name besides devices: build.rs reads it.
