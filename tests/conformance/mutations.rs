@@ -148,8 +148,8 @@ const ROUTE: &[Bug] = &[
         "no __syncwarp between logits and keys",
         "route",
         "common/route_rule.cuh",
-        "transform(row[e]);\n    }\n    __syncwarp();",
-        "transform(row[e]);\n    }",
+        "logit_noise(e);\n    }\n    __syncwarp();",
+        "logit_noise(e);\n    }",
     ),
     bug("softmax without its maximum", "route", "common/route_rule.cuh", "return expf(x - top)", "return expf(x)"),
     bug(
