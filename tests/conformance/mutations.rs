@@ -326,6 +326,9 @@ fn compile(nvcc: &str, bug: &Bug) -> Result<String, String> {
             changed = text.contains(bug.from);
             text = text.replacen(bug.from, bug.to, 1);
         }
+        // Half of the instances of the largest file are enough, and take half the time to compile.
+        let kept = text.lines().filter(|line| !line.starts_with("TILES(f16"));
+        let text = kept.collect::<Vec<_>>().join("\n") + "\n";
         (name, &text).hash(&mut hasher);
         texts.push((name, text));
     }

@@ -79,7 +79,7 @@ impl Vm {
         Arc::new(Self { arch, state: Mutex::new(State { gpu: Gpu::new(config), ..State::default() }) })
     }
 
-    /// The same with other PTX for one file.
+    /// The same with other PTX for one file; kernels that it lacks stay as they were.
     pub fn changed(config: Config, file: &str, module: Arc<Module>) -> Arc<Self> {
         let vm = Self::with("80", config);
         vm.state().changed.insert(file.to_owned(), module);
@@ -115,7 +115,8 @@ impl State {
             }
             Recorded::Launch { kernel, config, params } => (kernel, config, params),
         };
-        let changed = self.changed.get(kernel.file).map(|module| &**module);
+        let has = |module: &&Module| module.kernels().any(|name| name == kernel.name);
+        let changed = self.changed.get(kernel.file).map(|module| &**module).filter(has);
         let module =
             changed.or_else(|| MODULES.get(&(kernel.file, arch))).or_else(|| MODULES.get(&(kernel.file, "80")));
         let module = module.ok_or_else(|| unsupported(format!("{kernel}: no such file")))?;

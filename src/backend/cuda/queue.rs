@@ -70,18 +70,6 @@ impl<'a> Queue<'a> {
         // SAFETY: the caller's promise; tensors stay allocated until the work behind them is done, as freeing waits.
         unsafe { self.driver.launch(kernel, config, bytemuck::bytes_of(params), self.stream) }
     }
-
-    /// Enqueues zeroing.
-    ///
-    /// # Safety
-    /// The bytes are the op's output or scratch.
-    pub(super) unsafe fn zero(&self, address: u64, bytes: usize) -> Result<()> {
-        if bytes == 0 {
-            return Ok(());
-        }
-        // SAFETY: the caller's promise.
-        unsafe { self.driver.zero(address, bytes, self.stream) }
-    }
 }
 
 /// [`Error::Unsupported`] of this backend.
