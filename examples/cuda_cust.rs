@@ -2,7 +2,7 @@
 //!
 //! `cargo run --example cuda_cust --features cuda`; without a driver it says so.
 
-use cust::memory::DeviceBuffer;
+use cust::memory::{CopyDestination, DeviceBuffer};
 use cust::stream::{Stream, StreamFlags};
 use fused_moe::backend::cuda::Cuda;
 use fused_moe::backend::cuda::raw::{RawCall, RawLayer, RawRouting, RawTensor};

@@ -6,12 +6,10 @@ use std::collections::BTreeSet;
 use fused_moe::backend::cuda::Cuda;
 use fused_moe::backend::cuda::driver::{Driver, StreamHandle};
 use fused_moe::backend::cuda::raw::RawTensor;
-use fused_moe::config::WeightLayout;
-use fused_moe::ops::{CombineArgs, Epilogue, GroupedGemmArgs, InputRows, combine, grouped_gemm};
+use fused_moe::ops::{CombineArgs, combine};
 use fused_moe::plan::Slots;
 use fused_moe::tensor::AsView;
 use fused_moe::{DType, Device, Tensor};
-use half::bf16;
 use ptx_vm::Config;
 
 use crate::cuda_vm::{self, PTX, Vm};
@@ -34,58 +32,6 @@ fn tail_of(vm: &Vm, bytes: &[u8], before: u64) -> u64 {
     // SAFETY: just allocated, as long as that.
     unsafe { vm.copy_to_device(address, bytes, StreamHandle::PER_THREAD) }.unwrap();
     address.wrapping_sub(before)
-}
-
-fn bf16_bytes(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect()
-}
-
-#[test]
-fn int32_offsets_do_not_overflow_in_weights() {
-    // 2^31 elements and more before the last expert, the only one with rows; few rows and many, for each kernel.
-    let [e, n, k] = [4097, 1024, 512];
-    let weight = random(1, n * k);
-    for (dtype, num_rows) in [(DType::BF16, 2), (DType::BF16, 40), (DType::F32, 2)] {
-        let machine = Vm::sm80();
-        let cuda = Cuda::new(machine.clone()).unwrap();
-        let device = Device::new(cuda.clone());
-        let bytes = if dtype == DType::F32 { bytemuck::cast_slice(&weight).to_vec() } else { bf16_bytes(&weight) };
-        let before = (e as u64 - 1) * (n * k * dtype.size()) as u64;
-        let address = tail_of(&machine, &bytes, before);
-        // SAFETY: only the last expert has rows, and its weights are there.
-        let stack = unsafe { RawTensor::new(&cuda, address, dtype, [e, n, k]) }.unwrap();
-        let mut offsets = vec![0u32; e + 1];
-        offsets[e] = num_rows as u32;
-        let offsets = Tensor::from_slice(&device, &offsets, [e + 1]).unwrap();
-        let input = random(2, num_rows * k);
-        let rounded: Vec<_> = input.iter().map(|&v| bf16::from_f32(v)).collect();
-        let input_tensor = match dtype {
-            DType::F32 => Tensor::from_slice(&device, &input, [num_rows, k]),
-            _ => Tensor::from_slice(&device, &rounded, [num_rows, k]),
-        };
-        let input_tensor = input_tensor.unwrap();
-        let mut output = Tensor::zeros(&device, DType::F32, [num_rows, n]).unwrap();
-        let args = GroupedGemmArgs {
-            input: input_tensor.view(),
-            rows: InputRows::Same,
-            expert_offsets: Some(offsets.view()),
-            weight: stack.as_view(),
-            weight_layout: WeightLayout::Nk,
-            bias: None,
-            epilogue: Epilogue::None,
-            output: output.view_mut().unwrap(),
-            batch_invariant: false,
-        };
-        grouped_gemm(&device, args).unwrap();
-        let expected: Vec<f64> = (0..num_rows * n)
-            .map(|i| {
-                let (x, w) = (&input[i / n * k..][..k], &weight[i % n * k..][..k]);
-                x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum()
-            })
-            .collect();
-        let error = relative_error(&output.to_vec().unwrap(), &expected);
-        assert!(error <= 1e-5, "{dtype}, {num_rows} rows: {error:e}");
-    }
 }
 
 #[test]
