@@ -130,13 +130,6 @@ const ROUTE: &[Bug] = &[
         "if ((bits & 0x7fffffffu) > 0x7f800000u) bits = 0xff800000u;",
         "",
     ),
-    bug(
-        "no __syncwarp between logits and keys",
-        "route",
-        "common/route_rule.cuh",
-        "logit_noise(e);\n    }\n    __syncwarp();",
-        "logit_noise(e);\n    }",
-    ),
     bug("softmax without its maximum", "route", "common/route_rule.cuh", "return expf(x - top)", "return expf(x)"),
     bug(
         "the selection bias is ignored",
