@@ -151,7 +151,6 @@ const DECODE: &[Bug] = &[
         "lane_id() * 8; k < p.k; k += 256",
         "lane_id() * 8; k + 8 < p.k; k += 256",
     ),
-    bug("no barrier before sums are added", "decode", "decode.cu", "__syncthreads();\n  kn_write", "kn_write"),
     bug("gate and up swapped", "decode", "decode.cu", "gated && c % 2)) * p.k", "gated && c % 2 == 0)) * p.k"),
 ];
 
