@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use crate::ir::{Addr, Pred, Reg, Special};
+use crate::isa;
 use crate::parse::ast::{Operand, VarSpace};
 use crate::types::Ty;
 
@@ -57,6 +58,8 @@ pub(crate) struct Cx<'a> {
     callees: BTreeMap<String, Callee>,
     uses: Vec<Reg>,
     defs: Vec<Reg>,
+    /// How the opcodes met so far are decoded.
+    pub decoders: HashMap<String, isa::Decode>,
     pub uses_wgmma: bool,
 }
 

@@ -1,5 +1,5 @@
-//! Every scalar form against the ISA's definition, through one-instruction kernels; random inputs against
-//! Rust arithmetic; forms that do not exist are refused with their line.
+//! Known answers for scalar forms, random inputs against Rust arithmetic, and forms that do not exist, which are
+//! refused with their line. Every form that does exist is executed in `tests/forms`.
 
 use proptest::prelude::*;
 use ptx_vm::{Config, Gpu, Launch, Module};

@@ -61,7 +61,7 @@ pub(crate) enum Op {
 }
 
 /// How a family decodes one opcode: the modifiers behind the opcode, then the operands.
-type Decode = fn(&mut Cx, &mut Form, &[Operand]) -> Result<Op, String>;
+pub(crate) type Decode = fn(&mut Cx, &mut Form, &[Operand]) -> Result<Op, String>;
 
 /// The forms of a family.
 enum Forms {
@@ -149,6 +149,10 @@ pub(crate) fn decode(cx: &mut Cx, opcode: &str, operands: &[Operand]) -> Result<
     if let Some(row) = row_of(opcode) {
         return scalar::decode_row(cx, row, opcode, operands);
     }
+    // A kernel repeats few opcodes: each is matched once.
+    if let Some(decode) = cx.decoders.get(opcode).copied() {
+        return decode(cx, &mut Form::new(opcode), operands);
+    }
     let base = form::base(opcode);
     let Some(patterns) = INDEX.patterns.get(base) else {
         let rows = INDEX.rows.keys().any(|form| form::base(form) == base);
@@ -156,6 +160,7 @@ pub(crate) fn decode(cx: &mut Cx, opcode: &str, operands: &[Operand]) -> Result<
     };
     let found = patterns.iter().find(|(pattern, _)| pattern.matches(opcode));
     let (_, decode) = found.ok_or_else(|| format!("unknown form {opcode}"))?;
+    cx.decoders.insert(opcode.to_string(), *decode);
     decode(cx, &mut Form::new(opcode), operands)
 }
 

@@ -36,6 +36,7 @@ pub(crate) fn lower_kernel<'a>(
         callees: BTreeMap::new(),
         uses: vec![],
         defs: vec![],
+        decoders: HashMap::new(),
         uses_wgmma: false,
     };
     let used = names_used(&functions);
