@@ -148,6 +148,12 @@ impl MoeConfig {
     /// # Errors
     /// [`Error::InvalidArgument`] naming the first field that does not.
     pub fn validate(&self) -> Result<()> {
+        self.validate_with(true)
+    }
+
+    /// As [`MoeConfig::validate`]. Where the layer does not route, its experts may be the few of one rank: the rule is
+    /// the caller's, and only what sizes the call is checked.
+    pub(crate) fn validate_with(&self, layer_routes: bool) -> Result<()> {
         for (name, size) in [
             ("num_experts", self.num_experts),
             ("hidden_size", self.hidden_size),
@@ -155,6 +161,8 @@ impl MoeConfig {
             ("shared.intermediate_size", self.shared.as_ref().map_or(1, |s| s.intermediate_size)),
             ("latent_size", self.latent_size.unwrap_or(1)),
             ("router.hidden_size", self.router.hidden_size.unwrap_or(1)),
+            ("router.top_k", self.router.top_k),
+            ("router.num_zero_experts", self.router.num_zero_experts.max(1)),
         ] {
             // Far above any model, and low enough that products of two sizes cannot overflow.
             if !(1..=1 << 24).contains(&size) {
@@ -168,7 +176,7 @@ impl MoeConfig {
                 return Err(Error::invalid("shared.output_scale", "a finite number", shared.output_scale));
             }
         }
-        self.router.validate(self.num_experts)
+        if layer_routes { self.router.validate(self.num_experts) } else { Ok(()) }
     }
 }
 

@@ -52,12 +52,13 @@ struct Stack<'a, T> {
 }
 
 impl<T: AsView> MoeLayer<T> {
-    /// A layer of weights that lie on `device`.
+    /// A layer of weights that lie on `device`. Without a router's weights the caller routes, and the layer may have
+    /// fewer experts than a token picks: those of one rank.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] naming the first field of the configuration or weight that does not fit.
     pub fn new(device: &Device, config: MoeConfig, weights: MoeWeights<T>) -> Result<Self> {
-        config.validate()?;
+        config.validate_with(weights.router.is_some())?;
         weights.check(device, &config)?;
         Ok(Self { device: device.clone(), config, weights, options: LayerOptions::default() })
     }

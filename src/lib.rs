@@ -20,6 +20,7 @@ pub mod capi;
 pub mod checkpoint;
 pub mod config;
 pub mod error;
+pub mod experts;
 pub mod layer;
 pub mod ops;
 pub mod plan;

@@ -1,7 +1,7 @@
 //! A layer's weights, owned or borrowed.
 
 use crate::backend::Device;
-use crate::config::{MoeConfig, WeightLayout};
+use crate::config::{GateUpLayout, MoeConfig, WeightLayout};
 use crate::error::{Error, Result};
 use crate::ops::Expect;
 use crate::tensor::{AsView, DType, FLOATS, Shape, Tensor, TensorView};
@@ -70,7 +70,7 @@ pub struct LatentWeights<T = Tensor> {
 impl<T: AsView> MoeWeights<T> {
     /// Checks shapes, types and place against a configuration, field by field.
     pub(crate) fn check(&self, device: &Device, config: &MoeConfig) -> Result<()> {
-        let check = Check(Expect::on(device));
+        let check = Check { expect: Expect::on(device), prefix: "weights." };
         let hidden_size = config.hidden_size;
         if let Some(router) = &self.router {
             let logits = config.router.num_logits(config.num_experts);
@@ -157,7 +157,10 @@ impl<T> MoeWeights<T> {
 }
 
 impl<T> ExpertWeights<T> {
-    fn try_map<'t, U, E>(&'t self, f: &mut impl FnMut(&'t T) -> Result<U, E>) -> Result<ExpertWeights<U>, E> {
+    pub(crate) fn try_map<'t, U, E>(
+        &'t self,
+        f: &mut impl FnMut(&'t T) -> Result<U, E>,
+    ) -> Result<ExpertWeights<U>, E> {
         Ok(ExpertWeights {
             gate_up_proj: f(&self.gate_up_proj)?,
             gate_up_bias: self.gate_up_bias.as_ref().map(&mut *f).transpose()?,
@@ -167,15 +170,39 @@ impl<T> ExpertWeights<T> {
     }
 }
 
-struct StackShape {
-    num_experts: usize,
-    hidden_size: usize,
-    gate_up_size: usize,
-    intermediate_size: usize,
-    weight_layout: WeightLayout,
+/// The sizes of a stack of experts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StackShape {
+    pub(crate) num_experts: usize,
+    pub(crate) hidden_size: usize,
+    pub(crate) gate_up_size: usize,
+    pub(crate) intermediate_size: usize,
+    pub(crate) weight_layout: WeightLayout,
 }
 
 impl<T: AsView> ExpertWeights<T> {
+    /// Checks a stack that stands alone, under the caller's name for it; returns its sizes.
+    pub(crate) fn check_alone(
+        &self,
+        device: &Device,
+        name: &str,
+        gate_up_layout: Option<GateUpLayout>,
+        weight_layout: WeightLayout,
+    ) -> Result<StackShape> {
+        let down = self.down_proj.as_view();
+        let &[num_experts, first, second] = down.dims() else {
+            return Err(Error::invalid(format!("{name}.down_proj"), "rank 3", format!("shape {}", down.shape())));
+        };
+        let (hidden_size, intermediate_size) = match weight_layout {
+            WeightLayout::Nk => (first, second),
+            WeightLayout::Kn => (second, first),
+        };
+        let gate_up_size = intermediate_size * if gate_up_layout.is_some() { 2 } else { 1 };
+        let shape = StackShape { num_experts, hidden_size, gate_up_size, intermediate_size, weight_layout };
+        self.check(&Check { expect: Expect::on(device), prefix: "" }, name, &shape)?;
+        Ok(shape)
+    }
+
     fn check(&self, check: &Check<'_>, name: &str, shape: &StackShape) -> Result<()> {
         let &StackShape { num_experts, hidden_size, gate_up_size, intermediate_size, weight_layout } = shape;
         let gate_up = weight_layout.shape(num_experts, gate_up_size, hidden_size);
@@ -187,16 +214,20 @@ impl<T: AsView> ExpertWeights<T> {
     }
 }
 
-struct Check<'d>(Expect<'d>);
+struct Check<'d> {
+    expect: Expect<'d>,
+    /// Before the names of fields.
+    prefix: &'static str,
+}
 
 impl Check<'_> {
     fn weight(&self, name: &str, tensor: &impl AsView, shape: impl Into<Shape>) -> Result<()> {
-        self.0.tensor(&format!("weights.{name}"), tensor.as_view(), shape, FLOATS)
+        self.expect.tensor(&format!("{}{name}", self.prefix), tensor.as_view(), shape, FLOATS)
     }
 
     fn bias(&self, name: &str, bias: &Option<impl AsView>, shape: impl Into<Shape>) -> Result<()> {
         let Some(bias) = bias else { return Ok(()) };
-        self.0.tensor(&format!("weights.{name}"), bias.as_view(), shape, &[DType::F32])
+        self.expect.tensor(&format!("{}{name}", self.prefix), bias.as_view(), shape, &[DType::F32])
     }
 }
 

@@ -2,13 +2,16 @@
 
 mod variants;
 
+use fused_moe::config::MoeConfig;
 use fused_moe::layer::{LayerOptions, MoeLayer};
 use fused_moe::reference::{self, Routing};
+use fused_moe::routing::{MASKED, RouterConfig};
 use fused_moe::tensor::AsView;
 use fused_moe::weights::{ExpertWeights, MoeWeights, RouterWeights};
 use fused_moe::workspace::Workspace;
 use fused_moe::{DType, Device, Tensor};
 
+use crate::errors::names;
 use crate::harness::model::{Model, Spec, forward, forward_routed};
 use crate::harness::slots::Load;
 use crate::harness::values::{FLOATS, Floats, download, garbage, rng};
@@ -19,6 +22,8 @@ pub const TESTS: &[Test] = &[
     Test { op: "layer", name: "tokens", body: tokens },
     Test { op: "layer", name: "types", body: types },
     Test { op: "layer", name: "routed_by_caller", body: routed_by_caller },
+    Test { op: "layer", name: "dropped_and_ragged", body: dropped_and_ragged },
+    Test { op: "layer", name: "fewer_experts_than_k", body: fewer_experts_than_k },
     Test { op: "layer", name: "workspace_reuse", body: workspace_reuse },
     Test { op: "layer", name: "neighbours", body: neighbours },
     Test { op: "layer", name: "batch_invariant", body: batch_invariant },
@@ -141,6 +146,65 @@ fn routed_by_caller(device: &Device, log: &mut Log) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Tokens that lose slots for capacity, and tokens with none to all of the experts under expert choice.
+fn dropped_and_ragged(device: &Device, log: &mut Log) -> Result<(), Failure> {
+    for variant in variants::all() {
+        let router = &variant.1.router;
+        if router.capacity.is_none() && !router.is_ragged() {
+            continue;
+        }
+        for (dtype, biases) in FLOATS.into_iter().flat_map(|dtype| [(dtype, false), (dtype, true)]) {
+            let case = Case::new(variant.clone(), 40, dtype);
+            log.case(device, &Case { spec: Spec { biases, ..case.spec }, ..case }, |device, case| {
+                let model = Model::new(&case.spec);
+                let layer = model.layer(device, LayerOptions::default())?;
+                let mut workspace = layer.workspace(case.num_tokens)?;
+                check_call(case, &model, &layer, case.num_tokens, &mut workspace)?;
+                let hidden_states = model.hidden_states(case.num_tokens);
+                check_uneven(&reference::moe_layer(&model.oracle(), &hidden_states.wide(), None).routing)
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// A routing that says something about capacity or expert choice: some slot is dropped, or tokens have different
+/// numbers of slots, one of them none.
+fn check_uneven(routing: &Routing) -> Result<(), Problem> {
+    match &routing.token_offsets {
+        None => compare::ensure(routing.topk_ids.contains(&MASKED), || "no slot is dropped".to_owned()),
+        Some(offsets) => {
+            let counts: Vec<u32> = offsets.windows(2).map(|slots| slots[1] - slots[0]).collect();
+            compare::ensure(counts.contains(&0) && counts.iter().any(|&n| n > 1), || format!("slots: {counts:?}"))
+        }
+    }
+}
+
+/// One rank's experts under routing by the caller: fewer than a token picks of all ranks'.
+fn fewer_experts_than_k(device: &Device, log: &mut Log) -> Result<(), Failure> {
+    for num_experts in [1, 3] {
+        let config = MoeConfig { num_experts, router: RouterConfig::softmax_top_k(6), ..variants::base() };
+        log.case(device, &Case::new(("rank", config, false), 9, DType::F32), |device, case| {
+            let (model, config) = (Model::new(&case.spec), &case.spec.config);
+            let weights = MoeWeights { router: None, ..model.upload(device)? };
+            let layer = MoeLayer::new(device, config.clone(), weights)?;
+            let mut rng = rng(case.spec.seed);
+            let slots = case.num_tokens * config.router.top_k;
+            let ids = Load::Masked.ids(&mut rng, slots, config.num_experts);
+            let weights = Floats::random(&mut rng, DType::F32, slots, 1.0);
+            let hidden_states = model.hidden_states(case.num_tokens);
+            let routing = Routing { topk_ids: ids.clone(), topk_weights: weights.wide(), token_offsets: None };
+            let expected = reference::moe_layer(&model.oracle(), &hidden_states.wide(), Some(routing)).output;
+            let mut workspace = layer.workspace(case.num_tokens)?;
+            let output = forward_routed(&layer, &hidden_states, &ids, &weights, &mut workspace)?;
+            case.compare(&output, &expected)?;
+            // A layer that routes has that many to pick.
+            names(model.layer(device, LayerOptions::default()), "router.top_k")
+        })?;
+    }
+    Ok(())
+}
+
 /// One workspace for many calls, first filled with NaN by one of the most tokens: nothing of a call reaches the next.
 fn workspace_reuse(device: &Device, log: &mut Log) -> Result<(), Failure> {
     for variant in variants::all() {
@@ -160,9 +224,10 @@ fn workspace_reuse(device: &Device, log: &mut Log) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Layers whose tokens do not compete for experts.
-fn without_capacity() -> impl Iterator<Item = variants::Variant> {
-    variants::all().into_iter().filter(|(_, config, _)| config.router.capacity.is_none())
+/// Layers whose tokens do not compete for experts, nor are told apart by where they stand.
+fn without_competition() -> impl Iterator<Item = variants::Variant> {
+    let is_free = |router: &RouterConfig| router.capacity.is_none() && !router.is_ragged() && router.noise.is_none();
+    variants::all().into_iter().filter(move |(_, config, _)| is_free(&config.router))
 }
 
 /// Parts of a batch as batches of their own.
@@ -190,7 +255,7 @@ fn check_parts(
 
 /// A token's output does not depend on the tokens beside it beyond rounding.
 fn neighbours(device: &Device, log: &mut Log) -> Result<(), Failure> {
-    for variant in without_capacity() {
+    for variant in without_competition() {
         for dtype in FLOATS {
             log.case(device, &Case::new(variant.clone(), 40, dtype), |device, case| {
                 check_parts(device, case, LayerOptions::default(), |alone, together| case.compare(alone, together))
@@ -202,7 +267,7 @@ fn neighbours(device: &Device, log: &mut Log) -> Result<(), Failure> {
 
 /// Under the option it does not depend on them at all.
 fn batch_invariant(device: &Device, log: &mut Log) -> Result<(), Failure> {
-    for variant in without_capacity() {
+    for variant in without_competition() {
         for dtype in FLOATS {
             log.case(device, &Case::new(variant.clone(), 40, dtype), |device, case| {
                 let options = LayerOptions { batch_invariant: true };
@@ -230,7 +295,7 @@ fn repeats(device: &Device, log: &mut Log) -> Result<(), Failure> {
 
 /// A token of NaN or infinity spoils its own output only; its ids stay unique and in range.
 fn non_finite(device: &Device, log: &mut Log) -> Result<(), Failure> {
-    for variant in without_capacity() {
+    for variant in without_competition() {
         for value in [f32::NAN, f32::INFINITY] {
             log.case(device, &Case::new(variant.clone(), 9, DType::F32), |device, case| {
                 let model = Model::new(&case.spec);

@@ -8,6 +8,7 @@ mod errors;
 mod faults;
 mod grouped_gemm;
 mod harness;
+mod jitter;
 mod large;
 mod layer;
 #[cfg(feature = "cuda")]
@@ -26,6 +27,7 @@ use libtest_mimic::{Arguments, Completion, Trial};
 
 /// Every test that every device must pass.
 const TESTS: &[&[Test]] = &[
+    jitter::TESTS,
     router_logits::TESTS,
     route::TESTS,
     permute::TESTS,

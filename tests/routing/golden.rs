@@ -43,13 +43,23 @@ impl Tensors<'_> {
     }
 }
 
-/// Every case of a file on every device; the number of cases and of figures, so that none can vanish.
-fn holds(name: &str, cases: usize, figures: usize) {
+/// A committed golden file, and what it says of itself.
+fn read(name: &str) -> (Vec<u8>, Golden) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/routing").join(name);
     let bytes = std::fs::read(path.with_extension("safetensors")).expect("a committed file");
     let (_, header) = SafeTensors::read_metadata(&bytes).expect("a safetensors file");
-    let golden = &header.metadata().as_ref().expect("metadata")["golden"];
-    let golden: Golden = serde_json::from_str(golden).expect("rules as JSON");
+    let golden = serde_json::from_str(&header.metadata().as_ref().expect("metadata")["golden"]);
+    (bytes, golden.expect("rules as JSON"))
+}
+
+/// The names of a golden file's cases.
+pub fn cases(name: &str) -> Vec<String> {
+    read(name).1.rules.into_keys().collect()
+}
+
+/// Every case of a file on every device; the number of cases and of figures, so that none can vanish.
+fn holds(name: &str, cases: usize, figures: usize) {
+    let (bytes, golden) = read(name);
     assert_eq!(golden.rules.len(), cases);
     let mut seen = 0;
     for (case, config) in &golden.rules {
@@ -148,7 +158,18 @@ fn deepspeed() {
 
 #[test]
 fn formulas() {
-    holds("formulas", 23, 21);
+    holds("formulas", 26, 23);
+}
+
+#[test]
+fn systems_without_a_program_have_their_presets_rule() {
+    let (_, golden) = read("formulas");
+    let presets = [
+        ("glam", RouterConfig::glam(1.25)),
+        ("brainformer", RouterConfig::brainformer()),
+        ("mm1", RouterConfig::mm1()),
+    ];
+    presets.into_iter().for_each(|(name, preset)| assert_eq!(golden.rules[name], preset));
 }
 
 #[test]

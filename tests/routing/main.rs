@@ -5,5 +5,6 @@ mod capacity;
 mod config;
 mod golden;
 mod properties;
+mod readme;
 mod selections;
 mod support;

@@ -153,7 +153,13 @@ impl Model {
         });
         Self {
             router_hidden: config.router.hidden_size.map(|n| Projection::random(rng, spec, 1, n, config.hidden_size)),
-            router: Projection::random(rng, spec, 1, choices, router_width(config)),
+            router: Projection::random(
+                rng,
+                spec,
+                1,
+                config.router.num_logits(config.num_experts),
+                router_width(config),
+            ),
             selection_bias: spec.selection_bias.map(|scale| Floats::random(rng, DType::F32, choices, scale)),
             experts: Stack::random(rng, spec, &StackSizes::routed(config)),
             shared,
@@ -197,6 +203,7 @@ impl Model {
     pub fn upload(&self, device: &Device) -> Result<MoeWeights> {
         let config = &self.spec.config;
         let choices = config.router.num_choices(config.num_experts);
+        let logits = config.router.num_logits(config.num_experts);
         let shared = self.shared.as_ref().zip(config.shared.as_ref()).map(|((stack, gate), shared)| -> Result<_> {
             Ok(SharedWeights {
                 experts: stack.upload(device, &StackSizes::shared(config, shared))?,
@@ -218,8 +225,8 @@ impl Model {
         Ok(MoeWeights {
             router: Some(RouterWeights {
                 hidden: hidden.transpose()?,
-                weight: self.router.weight.upload(device, [choices, router_width(config)])?,
-                bias: upload(&self.router.bias, device, [choices])?,
+                weight: self.router.weight.upload(device, [logits, router_width(config)])?,
+                bias: upload(&self.router.bias, device, [logits])?,
                 selection_bias: upload(&self.selection_bias, device, [choices])?,
             }),
             experts: self.experts.upload(device, &StackSizes::routed(config))?,

@@ -2,8 +2,8 @@
 
 use fused_moe::config::{Activation, GateUpLayout, MoeConfig, SharedExpertConfig, WeightLayout};
 use fused_moe::routing::{
-    Capacity, CapacityLimit, GroupLimit, GroupScore, Renormalize, RouterConfig, ScoreFunction, WeightFunction,
-    WeightsOn,
+    Capacity, CapacityLimit, GroupLimit, GroupScore, Noise, NoiseKind, Renormalize, RouterConfig, ScoreFunction,
+    WeightFunction, WeightsOn,
 };
 
 /// The start of every variant: softmax top-3, renormalised, SwiGLU.
@@ -82,8 +82,13 @@ fn routers() -> Vec<Variant> {
     let zero = RouterConfig { num_zero_experts: 4, scaling_factor: 6.0, renormalize: None, ..router };
     let zero_on_input = RouterConfig { num_zero_experts: 4, ..on_input.clone() };
     let limited = RouterConfig { capacity: Some(Capacity::new(CapacityLimit::Factor(0.75))), ..base().router };
+    let jittered = Noise { seed: 5, kind: NoiseKind::InputJitter { epsilon: 0.25 } };
     let with = |router| MoeConfig { router, ..base() };
     vec![
+        ("expert_choice", with(RouterConfig::expert_choice(0.8)), false),
+        ("expert_choice_of_few", MoeConfig { shared: Some(shared(false)), ..with(RouterConfig::brainformer()) }, true),
+        ("input_jitter", with(RouterConfig { noise: Some(jittered), ..base().router }), false),
+        ("hierarchical", MoeConfig { num_experts: 12, ..with(RouterConfig::hierarchical(4, 2, 4)) }, false),
         ("router_hidden", with(RouterConfig { hidden_size: Some(9), ..base().router }), false),
         ("capacity", with(limited), false),
         ("grouped_sigmoid", MoeConfig { num_experts: 12, shared: Some(shared(false)), ..with(sigmoid) }, true),
