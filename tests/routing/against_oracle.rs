@@ -1,5 +1,8 @@
 //! Every setting of the token-choice pipeline, on sizes at boundaries, with poisoned logits: the CPU is the oracle.
 
+use fused_moe::Device;
+use fused_moe::backend::cpu::{Cpu, InstructionSet};
+use fused_moe::routing::presets::published;
 use fused_moe::routing::{GroupLimit, GroupScore, Renormalize, RouterConfig, ScoreFunction, Selection, WeightFunction};
 
 use crate::support::Case;
@@ -136,4 +139,28 @@ fn zero_experts_are_chosen_as_others() {
     let config = RouterConfig { num_zero_experts: 3, ..RouterConfig::softmax_top_k(4) };
     let routed = Case::random(config, 50, 10, 8).with_bias(1).checked();
     assert!(routed.ids.iter().any(|&id| id >= 7));
+}
+
+/// Every rule by name, and some beside, by the kernels of every instruction set that is here: the same bits.
+#[test]
+fn instruction_sets_do_not_show() {
+    let devices: Vec<Device> = InstructionSet::ALL
+        .into_iter()
+        .filter(|set| set.is_available())
+        .map(|set| Device::new(Cpu::builder().instruction_set(set).build().expect("it is available")))
+        .collect();
+    let others = [ScoreFunction::SqrtSoftplus, ScoreFunction::Sigmoid].map(|score| {
+        let config = RouterConfig { score, logit_softcap: Some(3.0), ..RouterConfig::softmax_top_k(5) };
+        (config, 33)
+    });
+    let rules = published().into_iter().map(|preset| (preset.config, preset.num_experts)).chain(others);
+    for (config, num_experts) in rules {
+        let case = Case::random(config, 70, num_experts, 6);
+        let expected = case.checked();
+        let first = case.route_on(&devices[0]).expect("a valid case");
+        assert_eq!(first.ids, expected.ids);
+        for device in &devices {
+            assert_eq!(case.route_on(device).expect("a valid case"), first, "{device}, {:?}", case.config);
+        }
+    }
 }

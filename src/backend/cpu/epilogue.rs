@@ -1,5 +1,6 @@
 //! Bias and activation on rows of products: scalar code without branches, which each instruction set vectorises.
 
+use super::exp::exp;
 use super::kernel::{ProductRow, WIDTH};
 use crate::config::{Activation, GateUpLayout};
 use crate::ops::Epilogue;
@@ -139,27 +140,6 @@ fn erf(x: f32) -> f32 {
     (1.0 - polynomial * exp(-x * x)).copysign(x)
 }
 
-/// `e^x` within 2 units in the last place, for results in the normal range; smaller ones are 0.
-#[inline(always)]
-fn exp(x: f32) -> f32 {
-    const LN_2_HIGH: f32 = 0.693_359_4;
-    const LN_2_LOW: f32 = -2.121_944_4e-4;
-    // Adding and taking away 1.5·2^23 rounds to an integer.
-    const ROUND: f32 = 12_582_912.0;
-    let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
-    let r = (x - n * LN_2_HIGH) - n * LN_2_LOW;
-    let tail = ((((1.987_569_2e-4 * r + 1.398_199_9e-3) * r + 8.333_452e-3) * r + 4.166_579_6e-2) * r + 1.666_666_5e-1)
-        * r
-        + 0.5;
-    let y = (tail * r * r + r) + 1.0;
-    // In two halves, so that neither leaves the normal range: n is within ±128 here, or y is not used.
-    let half = (n as i32) >> 1;
-    let power = |e: i32| f32::from_bits(((e + 127).clamp(0, 254) as u32) << 23);
-    let y = y * power(half) * power(n as i32 - half);
-    let y = if x > 88.722_84 { f32::INFINITY } else { y };
-    if x < -87.336_55 { 0.0 } else { y }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -200,16 +180,5 @@ mod tests {
                 assert!(is_expected(y[0]), "{activation:?} {gate}: {}", y[0]);
             }
         }
-    }
-
-    #[test]
-    fn exp_is_close_everywhere() {
-        for i in -87_000..88_700 {
-            let x = i as f32 * 1e-3;
-            let expected = f64::from(x).exp();
-            assert!((f64::from(exp(x)) - expected).abs() <= 2.4e-7 * expected, "{x}");
-        }
-        assert_eq!((exp(f32::INFINITY), exp(f32::NEG_INFINITY), exp(0.0)), (f32::INFINITY, 0.0, 1.0));
-        assert!(exp(f32::NAN).is_nan());
     }
 }

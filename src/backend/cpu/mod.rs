@@ -2,6 +2,7 @@
 
 mod combine;
 mod epilogue;
+mod exp;
 mod grouped_gemm;
 mod isa;
 mod jitter;
@@ -196,7 +197,8 @@ impl Backend for Cpu {
     }
 
     fn route(&self, args: RouteArgs<'_>) -> Result<()> {
-        self.pool.install(|| route::route(args))
+        let isa = self.isa()?;
+        self.pool.install(|| route::route(isa, args))
     }
 
     fn permute(&self, args: PermuteArgs<'_>) -> Result<()> {

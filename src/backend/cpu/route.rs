@@ -15,6 +15,7 @@ mod weigh;
 
 use std::cell::Cell;
 
+use super::isa::Isa;
 use crate::backend::host::{slice, slice_mut};
 use crate::error::Result;
 use crate::ops::RouteArgs;
@@ -26,6 +27,7 @@ use weigh::{Basis, Softmax};
 
 /// A rule with what it says about this call.
 struct Rule<'a> {
+    isa: Isa,
     config: &'a RouterConfig,
     /// Columns of the logits.
     num_logits: usize,
@@ -45,7 +47,7 @@ struct Rule<'a> {
 }
 
 impl<'a> Rule<'a> {
-    fn new(args: &RouteArgs<'a>) -> Result<Self> {
+    fn new(isa: Isa, args: &RouteArgs<'a>) -> Result<Self> {
         let config = args.config;
         let num_logits = args.router_logits.dims()[1];
         let num_choices = num_logits - config.num_group_logits();
@@ -59,6 +61,7 @@ impl<'a> Rule<'a> {
                 || config.weight == WeightFunction::Score
                 || config.capacity.is_some());
         Ok(Self {
+            isa,
             config,
             num_logits,
             num_choices,
@@ -99,15 +102,15 @@ thread_local! {
     static BATCH: Cell<BatchScratch> = Cell::default();
 }
 
-pub(super) fn route(args: RouteArgs<'_>) -> Result<()> {
+pub(super) fn route(isa: Isa, args: RouteArgs<'_>) -> Result<()> {
     let mut scratch = BATCH.take();
-    let result = route_batch(args, &mut scratch);
+    let result = route_batch(isa, args, &mut scratch);
     BATCH.set(scratch);
     result
 }
 
-fn route_batch(mut args: RouteArgs<'_>, scratch: &mut BatchScratch) -> Result<()> {
-    let mut rule = Rule::new(&args)?;
+fn route_batch(isa: Isa, mut args: RouteArgs<'_>, scratch: &mut BatchScratch) -> Result<()> {
+    let mut rule = Rule::new(isa, &args)?;
     let mut router_logits: &[f32] = slice("router_logits", args.router_logits)?;
     let noise_logits = args.inputs.noise_logits.map(|view| slice("inputs.noise_logits", view)).transpose()?;
     let BatchScratch { logits, sinkhorn, .. } = scratch;

@@ -1,15 +1,19 @@
 //! The GEMMs of every instruction set against the oracle.
 
 use std::num::NonZeroUsize;
+use std::sync::Mutex;
 
 use half::{bf16, f16};
 
-use super::{Cpu, InstructionSet};
+use super::{Cpu, InstructionSet, IsaError, Pool};
 use crate::config::{Activation, GateUpLayout, WeightLayout};
-use crate::ops::{Epilogue, GroupedGemmArgs, InputRows, RouterLogitsArgs, grouped_gemm, router_logits};
+use crate::ops::{
+    Epilogue, GroupedGemmArgs, InputRows, RouteArgs, RouteInputs, RouterLogitsArgs, grouped_gemm, route, router_logits,
+};
 use crate::plan::Slots;
+use crate::routing::RouterConfig;
 use crate::tensor::DType;
-use crate::{Device, Error, Tensor, reference};
+use crate::{Device, Error, Tensor, TensorView, TensorViewMut, reference};
 
 /// A linear congruential generator: the same numbers everywhere.
 struct Random(u64);
@@ -407,5 +411,30 @@ fn an_instruction_set_that_is_not_there_is_an_error() {
             Ok(cpu) => assert!(set.is_available() && cpu.instruction_set().unwrap() == set),
             Err(error) => assert!(!set.is_available() && matches!(error, Error::Unavailable { .. })),
         }
+    }
+}
+
+/// An op that chose an instruction set by itself would run here.
+#[test]
+fn route_asks_for_the_devices_instruction_set() {
+    let isa = Err(IsaError::Unknown("sse".to_owned()));
+    let device = Device::new(Cpu { isa, pool: Pool::Current, scratch: Mutex::default() });
+    let config = RouterConfig::softmax_top_k(1);
+    let (mut ids, mut weights) = ([0u32], [0f32]);
+    let args = RouteArgs {
+        config: &config,
+        router_logits: TensorView::from_slice(&[1.0f32, 2.0], [1, 2]).unwrap(),
+        selection_bias: None,
+        inputs: RouteInputs::default(),
+        topk_ids: TensorViewMut::from_slice(&mut ids, [1, 1]).unwrap(),
+        topk_weights: TensorViewMut::from_slice(&mut weights, [1, 1]).unwrap(),
+        ragged: None,
+        figures: None,
+    };
+    match route(&device, args) {
+        Err(Error::InvalidArgument { argument, actual, .. }) => {
+            assert_eq!((argument.as_str(), actual.as_str()), ("FUSED_MOE_CPU_ISA", "sse"));
+        }
+        other => panic!("{other:?}"),
     }
 }

@@ -109,6 +109,22 @@ impl Isa {
         best.unwrap_or(Self::Portable(portable::Portable))
     }
 
+    /// Runs `task` with everything inlined into it compiled for the instruction set's floats: those of AVX-512 are
+    /// also those of the sets above it.
+    pub(super) fn vectorize(self, task: impl Task) {
+        match self {
+            Self::Portable(portable) => portable.vectorize(task),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(avx2) => avx2.vectorize(task),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(avx512) => avx512.vectorize(task),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16(set) => set.avx512().vectorize(task),
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx(set) => set.avx512bf16().avx512().vectorize(task),
+        }
+    }
+
     pub(super) fn set(self) -> InstructionSet {
         match self {
             Self::Portable(_) => InstructionSet::Portable,

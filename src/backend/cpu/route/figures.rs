@@ -3,8 +3,8 @@
 use rayon::prelude::*;
 
 use super::Rule;
-use super::math::exp_nonpositive;
 use super::weigh::{Softmax, score, transform};
+use crate::backend::cpu::exp::exp_nonpositive;
 use crate::backend::host::slice_mut;
 use crate::error::Result;
 use crate::ops::FiguresMut;

@@ -1,9 +1,9 @@
 //! Hierarchical selection: the best groups, in each its best experts.
 
 use super::Rule;
-use super::math::exp_nonpositive;
 use super::pick::{Scratch, order_key};
 use super::weigh::{finish, transform};
+use crate::backend::cpu::exp::exp_nonpositive;
 
 /// [`Selection::Hierarchical`](crate::routing::Selection::Hierarchical).
 #[derive(Clone, Copy)]

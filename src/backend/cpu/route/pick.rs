@@ -1,8 +1,9 @@
 //! The experts of one token: scores, groups, the k best.
 
 use super::Rule;
-use super::math::{LANES, clamp, exp_nonpositive, max, min, sigmoid, sqrt_softplus};
+use super::math::{LANES, clamp, max, min, sigmoid, sqrt_softplus};
 use super::weigh::{Softmax, transform};
+use crate::backend::cpu::exp::exp_nonpositive;
 use crate::routing::noise::{self, Stream};
 use crate::routing::{GroupLimit, GroupScore, Noise, NoiseKind, ScoreFunction};
 

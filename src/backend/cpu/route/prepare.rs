@@ -3,8 +3,9 @@
 use rayon::prelude::*;
 
 use super::Rule;
-use super::math::{exp_nonpositive, softplus};
+use super::math::softplus;
 use super::weigh::transform;
+use crate::backend::cpu::exp::exp_nonpositive;
 use crate::routing::NoiseKind;
 use crate::routing::noise::{Stream, normal};
 

@@ -1,4 +1,4 @@
-//! The tokens of a batch in parallel, each by the code for this machine's instruction set.
+//! The tokens of a batch in parallel, each by the code for the backend's instruction set.
 
 use std::cell::Cell;
 
@@ -6,6 +6,7 @@ use super::Rule;
 use super::pick::{self, Scratch};
 use super::weigh::{self, Basis, Softmax};
 use super::{level, pick::order_key};
+use crate::backend::cpu::isa::Task;
 use crate::routing::noise::{self, Stream};
 use crate::routing::{MASKED, Noise, NoiseKind, Selection};
 
@@ -82,32 +83,22 @@ pub(super) fn pick_all(rule: &Rule<'_>, block: Block<'_>) {
     rayon::join(|| pick_all(rule, left), || pick_all(rule, right));
 }
 
-/// [`pick_each`], compiled for this machine.
+/// [`pick_each`], compiled for the backend's instruction set.
 fn pick_some(rule: &Rule<'_>, block: Block<'_>, scratch: &mut Scratch) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") {
-            // SAFETY: the features it is compiled for were just detected.
-            return unsafe { pick_each_avx512(rule, block, scratch) };
-        }
-        if is_x86_feature_detected!("avx2") {
-            // SAFETY: the feature it is compiled for was just detected.
-            return unsafe { pick_each_avx2(rule, block, scratch) };
-        }
+    rule.isa.vectorize(Pick { rule, block, scratch });
+}
+
+struct Pick<'p> {
+    rule: &'p Rule<'p>,
+    block: Block<'p>,
+    scratch: &'p mut Scratch,
+}
+
+impl Task for Pick<'_> {
+    #[inline(always)]
+    fn run(self) {
+        pick_each(self.rule, self.block, self.scratch);
     }
-    pick_each(rule, block, scratch);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512vl")]
-fn pick_each_avx512(rule: &Rule<'_>, block: Block<'_>, scratch: &mut Scratch) {
-    pick_each(rule, block, scratch);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn pick_each_avx2(rule: &Rule<'_>, block: Block<'_>, scratch: &mut Scratch) {
-    pick_each(rule, block, scratch);
 }
 
 #[inline(always)]

@@ -1,7 +1,8 @@
 //! From picked experts to weights.
 
 use super::Rule;
-use super::math::{clamp, exp_nonpositive, max, sigmoid, sqrt_softplus};
+use super::math::{clamp, max, sigmoid, sqrt_softplus};
+use crate::backend::cpu::exp::exp_nonpositive;
 use crate::routing::{MASKED, ScoreFunction, Selection, WeightFunction};
 
 /// A token's softmax over all experts: `e^(logit − max) · inv_sum`.
