@@ -22,6 +22,12 @@ fn hold(outcome: Result<(), harness::Problem>) -> Result<(), TestCaseError> {
     outcome.map_err(|problem| TestCaseError::fail(format!("{problem:?}")))
 }
 
+/// So many cases of a property, or as many as `PROPTEST_CASES` says.
+fn cases(cases: u32) -> ProptestConfig {
+    let asked = std::env::var("PROPTEST_CASES").ok().map(|n| n.parse().expect("PROPTEST_CASES is a number"));
+    ProptestConfig { cases: asked.unwrap_or(cases), failure_persistence: None, ..ProptestConfig::default() }
+}
+
 fn score() -> impl Strategy<Value = ScoreFunction> {
     prop_oneof![Just(ScoreFunction::Softmax), Just(ScoreFunction::Sigmoid), Just(ScoreFunction::SqrtSoftplus)]
 }
@@ -94,7 +100,7 @@ fn spec() -> impl Strategy<Value = Spec> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(200))]
 
     /// Offsets ascend and count; row → slot → row is the identity; rows keep the order of their slots.
     #[test]
@@ -170,7 +176,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(60))]
 
     /// The layer is the sum over each token's experts.
     #[test]

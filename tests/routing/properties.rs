@@ -62,7 +62,7 @@ fn score(case: &Case, token: usize, expert: u32) -> f32 {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
+    #![proptest_config(crate::support::cases(128))]
 
     #[test]
     fn renormalised_weights_sum_to_one(case in top_k_case()) {

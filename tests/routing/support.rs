@@ -3,6 +3,7 @@
 use fused_moe::ops::{FiguresMut, RaggedMut, RouteArgs, RouteInputs, route};
 use fused_moe::routing::{Figures, MASKED, NUM_SCALARS, RouterConfig};
 use fused_moe::{Device, Result, TensorView, TensorViewMut};
+use proptest::test_runner::Config as ProptestConfig;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -183,4 +184,10 @@ impl Case {
 pub fn random(n: usize, std: f32, seed: u64) -> Vec<f32> {
     let mut rng = StdRng::seed_from_u64(seed);
     (0..n).map(|_| ((0..12).map(|_| rng.random::<f32>()).sum::<f32>() - 6.0) * std).collect()
+}
+
+/// So many cases of a property, or as many as `PROPTEST_CASES` says.
+pub fn cases(cases: u32) -> ProptestConfig {
+    let asked = std::env::var("PROPTEST_CASES").ok().map(|n| n.parse().expect("PROPTEST_CASES is a number"));
+    ProptestConfig { cases: asked.unwrap_or(cases), failure_persistence: None, ..ProptestConfig::default() }
 }
