@@ -22,6 +22,12 @@ fn hold(outcome: Result<(), Problem>) -> Result<(), TestCaseError> {
     outcome.map_err(|problem| TestCaseError::fail(format!("{problem:?}")))
 }
 
+/// So many cases of a property, or as many as `PROPTEST_CASES` says.
+fn cases(cases: u32) -> ProptestConfig {
+    let asked = std::env::var("PROPTEST_CASES").ok().map(|n| n.parse().expect("PROPTEST_CASES is a number"));
+    ProptestConfig { cases: asked.unwrap_or(cases), failure_persistence: None, ..ProptestConfig::default() }
+}
+
 /// Every activation with a gate, in each layout, and all but the clamped one without.
 fn nonlinearity() -> impl Strategy<Value = (Activation, Option<GateUpLayout>)> {
     let plain = prop_oneof![
@@ -86,7 +92,7 @@ fn bytes_of(device: &Device, tensor: &Tensor) -> Vec<f64> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(48))]
 
     /// All parts of an FFN, each with weight 1, are the FFN.
     #[test]

@@ -1,5 +1,5 @@
-//! Experts made out of weights that are there: a dense FFN [copied](upcycle) into experts or [split] into
-//! smaller ones, and experts [added](add_experts) to a layer.
+//! Experts made out of weights that are there: a dense FFN [copied](fn@upcycle) into experts or [split](fn@split)
+//! into smaller ones, and experts [added](add_experts) to a layer.
 //!
 //! All of it happens on the host and once, before a layer is made; the results lie on the device that is named, in the
 //! type and layout of the weights they came from.
