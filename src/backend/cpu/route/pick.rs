@@ -20,10 +20,8 @@ pub(super) struct Scratch {
     keys: Vec<u64>,
     /// The largest of each `LANES` keys.
     block_max: Vec<u64>,
-    /// Of groups, as `keys` and `block_max`.
+    /// Of groups, as `keys`.
     group_keys: Vec<u64>,
-    group_block_max: Vec<u64>,
-    group_allowed: Vec<bool>,
     level_ids: Vec<u32>,
     level_weights: Vec<f32>,
 }
@@ -36,10 +34,7 @@ impl Scratch {
         self.order.resize(padded, 0);
         self.keys.resize(padded, 0);
         self.block_max.resize(padded / LANES, 0);
-        let padded = num_groups.next_multiple_of(LANES);
-        self.group_keys.resize(padded, 0);
-        self.group_block_max.resize(padded / LANES, 0);
-        self.group_allowed.resize(num_groups, false);
+        self.group_keys.resize(num_groups.next_multiple_of(LANES), 0);
     }
 
     /// Room for the groups of a hierarchical selection: their ids and weights.
@@ -69,12 +64,12 @@ pub(super) fn pick(rule: &Rule<'_>, token: usize, row: &[f32], scratch: &mut Scr
     make_keys(&scratch.order, &mut scratch.keys, &mut scratch.block_max);
     if let Some(Noise { seed, kind: NoiseKind::GumbelSecond }) = rule.config.noise {
         let (first, others) = ids.split_at_mut(1);
-        take_largest(&mut scratch.keys, &mut scratch.block_max, first.iter_mut());
+        take_largest(&scratch.keys, &mut scratch.block_max, first.iter_mut());
         add_gumbel(rule, token, seed, first[0], scratch);
         make_keys(&scratch.order, &mut scratch.keys, &mut scratch.block_max);
-        take_largest(&mut scratch.keys, &mut scratch.block_max, others.iter_mut());
+        take_largest(&scratch.keys, &mut scratch.block_max, others.iter_mut());
     } else {
-        take_largest(&mut scratch.keys, &mut scratch.block_max, ids.iter_mut());
+        take_largest(&scratch.keys, &mut scratch.block_max, ids.iter_mut());
     }
     softmax
 }
@@ -175,7 +170,7 @@ fn score(function: ScoreFunction, softmax: &Softmax, logits: &[f32], scores: &mu
 /// Takes the experts outside the best groups out of the choice.
 #[inline(always)]
 fn keep_best_groups(groups: GroupLimit, num_choices: usize, scratch: &mut Scratch) {
-    let Scratch { scores, order, group_keys, group_block_max, group_allowed, .. } = scratch;
+    let Scratch { scores, order, group_keys, .. } = scratch;
     let size = num_choices / groups.num_groups;
     group_keys.fill(0);
     for (g, key) in group_keys[..groups.num_groups].iter_mut().enumerate() {
@@ -186,17 +181,13 @@ fn keep_best_groups(groups: GroupLimit, num_choices: usize, scratch: &mut Scratc
         };
         *key = key_of(order, g);
     }
-    for (block, largest) in group_keys.as_chunks::<LANES>().0.iter().zip(group_block_max.iter_mut()) {
-        *largest = max_key(block);
-    }
-    group_allowed.fill(false);
+    // Keys are unique: the last of the best groups is the one with so many at or above it.
+    let mut last = u64::MAX;
     for _ in 0..groups.topk_groups {
-        let mut best = 0;
-        take_largest(group_keys, group_block_max, std::iter::once(&mut best));
-        group_allowed[best as usize] = true;
+        last = group_keys.iter().map(|&key| if key < last { key } else { 0 }).fold(0, u64::max);
     }
-    for (members, &allowed) in order.chunks_exact_mut(size).zip(group_allowed.iter()) {
-        if !allowed {
+    for (members, &key) in order.chunks_exact_mut(size).zip(group_keys.iter()) {
+        if key < last {
             members.fill(0);
         }
     }
@@ -261,14 +252,18 @@ fn max_key(keys: &[u64; LANES]) -> u64 {
     half[0]
 }
 
-/// Takes the largest keys out, one for each id, and writes their ids. There are at least as many keys as ids.
+/// The ids of the largest keys, one after another. There are at least as many keys as ids; `block_max` is used up.
+///
+/// Nothing is stored where a vector is about to be loaded: what is taken is left behind by looking for smaller keys.
 #[inline(always)]
-fn take_largest<'i>(keys: &mut [u64], block_max: &mut [u64], ids: impl Iterator<Item = &'i mut u32>) {
+fn take_largest<'i>(keys: &[u64], block_max: &mut [u64], ids: impl Iterator<Item = &'i mut u32>) {
     for id in ids {
         let best = block_max.iter().copied().fold(0, u64::max);
         *id = !(best as u32);
         let block = *id as usize / LANES;
-        keys[*id as usize] = 0;
-        block_max[block] = max_key(&keys.as_chunks::<LANES>().0[block]);
+        let next = max_key(&keys.as_chunks::<LANES>().0[block].map(|key| if key < best { key } else { 0 }));
+        for (b, largest) in block_max.iter_mut().enumerate() {
+            *largest = if b == block { next } else { *largest };
+        }
     }
 }

@@ -120,18 +120,16 @@ fn pick_each(rule: &Rule<'_>, block: Block<'_>, scratch: &mut Scratch) {
             }
             _ => pick::pick(rule, token, row, scratch, ids),
         };
-        let picked = Basis::of(rule, row, &softmax, ids);
-        let basis =
-            if keep_at_random(rule, token, row, &softmax, ids) { Basis::of(rule, row, &softmax, ids) } else { picked };
-        weigh::weigh(rule, row, &softmax, &basis, ids, weights);
         if let Some(record) = &mut record {
             record.softmax[i] = softmax;
-            record.basis[i] = picked;
+            record.basis[i] = Basis::of(rule, row, &softmax, ids);
             if !record.choice.is_empty() {
                 let choice = &mut record.choice[i * rule.num_choices..][..rule.num_choices];
                 choice.copy_from_slice(scratch.order_keys(rule.num_choices));
             }
         }
+        keep_at_random(rule, token, row, &softmax, ids);
+        weigh::weigh_once(rule, row, &softmax, ids, weights);
     }
 }
 
@@ -153,9 +151,9 @@ fn pick_by_hash(rule: &Rule<'_>, seed: u64, token_id: u32, ids: &mut [u32]) {
     }
 }
 
-/// Drops choices after the first by chance, the likelier the smaller their share; whether the rule does so.
-fn keep_at_random(rule: &Rule<'_>, token: usize, row: &[f32], softmax: &Softmax, ids: &mut [u32]) -> bool {
-    let Some(Noise { seed, kind: NoiseKind::RandomSecond { scale } }) = rule.config.noise else { return false };
+/// Drops choices after the first by chance, the likelier the smaller their share, where the rule does so.
+fn keep_at_random(rule: &Rule<'_>, token: usize, row: &[f32], softmax: &Softmax, ids: &mut [u32]) {
+    let Some(Noise { seed, kind: NoiseKind::RandomSecond { scale } }) = rule.config.noise else { return };
     let score = |id: u32| weigh::score(rule, weigh::transform(rule, row[id as usize]), softmax);
     let sum: f32 = ids.iter().map(|&id| score(id)).sum();
     for (i, id) in ids.iter_mut().enumerate().skip(1) {
@@ -166,5 +164,4 @@ fn keep_at_random(rule: &Rule<'_>, token: usize, row: &[f32], softmax: &Softmax,
             *id = MASKED;
         }
     }
-    true
 }

@@ -3,7 +3,7 @@
 use super::Rule;
 use super::math::{clamp, max, sigmoid, sqrt_softplus};
 use crate::backend::cpu::exp::exp_nonpositive;
-use crate::routing::{MASKED, ScoreFunction, Selection, WeightFunction};
+use crate::routing::{MASKED, Renormalize, ScoreFunction, Selection, WeightFunction};
 
 /// A token's softmax over all experts: `e^(logit − max) · inv_sum`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -30,6 +30,7 @@ pub(super) fn transform(rule: &Rule<'_>, logit: f32) -> f32 {
 }
 
 /// A score; of a NaN, 0.
+#[inline(always)]
 pub(super) fn score(rule: &Rule<'_>, logit: f32, softmax: &Softmax) -> f32 {
     if logit.is_nan() {
         return 0.0;
@@ -44,7 +45,18 @@ pub(super) fn score(rule: &Rule<'_>, logit: f32, softmax: &Softmax) -> f32 {
 
 impl Basis {
     /// Over the experts `ids`, masked ones left out.
+    #[inline(always)]
     pub(super) fn of(rule: &Rule<'_>, row: &[f32], softmax: &Softmax, ids: &[u32]) -> Self {
+        let mut basis = Self::before_normalizing(rule, row, ids);
+        if let Some(renormalize) = renormalize(rule) {
+            let weights = ids.iter().filter(|&&id| id != MASKED).map(|&id| weight(rule, row, softmax, &basis, id));
+            basis.factor = rule.config.scaling_factor / renormalize.denominator(weights);
+        }
+        basis
+    }
+
+    #[inline(always)]
+    fn before_normalizing(rule: &Rule<'_>, row: &[f32], ids: &[u32]) -> Self {
         let config = rule.config;
         let mut basis =
             Self { softmax: Softmax { max: f32::NEG_INFINITY, inv_sum: 1.0 }, factor: config.scaling_factor };
@@ -54,17 +66,18 @@ impl Basis {
             let sum: f32 = logits().filter(|x| !x.is_nan()).map(|x| exp_nonpositive(x - max)).sum();
             basis.softmax = Softmax { max, inv_sum: 1.0 / sum };
         }
-        if let Some(rule_of) = config.renormalize
-            && !matches!(config.selection, Selection::SparseMixer { .. })
-        {
-            let weights = ids.iter().filter(|&&id| id != MASKED).map(|&id| weight(rule, row, softmax, &basis, id));
-            basis.factor = config.scaling_factor / rule_of.denominator(weights);
-        }
         basis
     }
 }
 
+/// Sparsemixer renormalises by itself.
+#[inline(always)]
+fn renormalize(rule: &Rule<'_>) -> Option<Renormalize> {
+    rule.config.renormalize.filter(|_| !matches!(rule.config.selection, Selection::SparseMixer { .. }))
+}
+
 /// Before renormalisation.
+#[inline(always)]
 fn weight(rule: &Rule<'_>, row: &[f32], softmax: &Softmax, basis: &Basis, id: u32) -> f32 {
     let logit = transform(rule, row[id as usize]);
     match rule.config.weight {
@@ -74,6 +87,24 @@ fn weight(rule: &Rule<'_>, row: &[f32], softmax: &Softmax, basis: &Basis, id: u3
         WeightFunction::SoftmaxOverSelected => exp_nonpositive(logit - basis.softmax.max) * basis.softmax.inv_sum,
         WeightFunction::Sigmoid => sigmoid(logit),
     }
+}
+
+/// [`weigh`] on the basis of these very experts, each of whose scores is computed once.
+#[inline(always)]
+pub(super) fn weigh_once(rule: &Rule<'_>, row: &[f32], softmax: &Softmax, ids: &[u32], weights: &mut [f32]) {
+    if let Selection::SparseMixer { .. } = rule.config.selection {
+        return weigh(rule, row, softmax, &Basis::default(), ids, weights);
+    }
+    let basis = Basis::before_normalizing(rule, row, ids);
+    for (out, &id) in weights.iter_mut().zip(ids) {
+        *out = if id == MASKED { 0.0 } else { weight(rule, row, softmax, &basis, id) };
+    }
+    let factor = match renormalize(rule) {
+        Some(renormalize) => basis.factor / renormalize.denominator(weights.iter().copied()),
+        None => basis.factor,
+    };
+    weights.iter_mut().for_each(|weight| *weight *= factor);
+    finish(weights);
 }
 
 /// The weights of a token's experts.
