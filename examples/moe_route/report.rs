@@ -24,11 +24,14 @@ const FIGURES: [&str; 8] = [
 /// Columns of the longest bar.
 const BAR: usize = 60;
 
+/// A tensor of the file.
+type Part = (&'static str, (Dtype, Vec<usize>, Vec<u8>));
+
 pub fn save(routed: &Routed, path: &Path) -> Result<(), SafeTensorError> {
     let scalars = routed.figures.scalars();
     let importance = &routed.figures.importance;
     let list = |values: &[u32]| (U32, vec![values.len()], bytemuck::cast_slice::<_, u8>(values).to_vec());
-    let mut parts: Vec<(&str, (Dtype, Vec<usize>, Vec<u8>))> = vec![
+    let mut parts: Vec<Part> = vec![
         ("topk_ids", (U32, routed.shape.clone(), bytemuck::cast_slice(&routed.ids).to_vec())),
         ("topk_weights", (F32, routed.shape.clone(), bytemuck::cast_slice(&routed.weights).to_vec())),
         ("expert_offsets", list(&routed.expert_offsets)),

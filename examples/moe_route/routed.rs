@@ -50,14 +50,12 @@ impl Routed {
 
     /// Tokens that miss a slot, or under expert choice have none.
     pub fn unlucky(&self) -> Vec<usize> {
-        let (count, is_unlucky): (usize, Box<dyn Fn(&usize) -> bool + '_>) = match &self.token_offsets {
-            Some(offsets) => (offsets.len() - 1, Box::new(|&t| offsets[t] == offsets[t + 1])),
-            None => {
-                let k = self.shape[1];
-                (self.shape[0], Box::new(move |&t| self.ids[t * k..(t + 1) * k].contains(&MASKED)))
-            }
+        let is_unlucky = |token: &usize| match &self.token_offsets {
+            Some(offsets) => offsets[*token] == offsets[token + 1],
+            None => self.ids[token * self.shape[1]..][..self.shape[1]].contains(&MASKED),
         };
-        (0..count).filter(is_unlucky).collect()
+        let num_tokens = self.token_offsets.as_ref().map_or(self.shape[0], |offsets| offsets.len() - 1);
+        (0..num_tokens).filter(is_unlucky).collect()
     }
 }
 
