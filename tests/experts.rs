@@ -11,6 +11,7 @@ use fused_moe::routing::{ExpertState, GroupLimit, GroupScore, RouterConfig};
 use fused_moe::weights::{ExpertWeights, MoeWeights, RouterWeights};
 use fused_moe::{DType, Device, Error, MoeLayer, Tensor};
 use harness::model::{Model, Spec, forward_routed};
+use harness::remote::Remote;
 use harness::values::{FLOATS, Floats, download, rng};
 use harness::{Problem, compare};
 use proptest::prelude::*;
@@ -26,6 +27,11 @@ fn hold(outcome: Result<(), Problem>) -> Result<(), TestCaseError> {
 fn cases(cases: u32) -> ProptestConfig {
     let asked = std::env::var("PROPTEST_CASES").ok().map(|n| n.parse().expect("PROPTEST_CASES is a number"));
     ProptestConfig { cases: asked.unwrap_or(cases), failure_persistence: None, ..ProptestConfig::default() }
+}
+
+/// Experts are made on the host: what differs is where their memory lies.
+fn devices() -> [Device; 3] {
+    [Device::cpu(), Device::reference(), Device::new(Remote::default())]
 }
 
 /// Every activation with a gate, in each layout, and all but the clamped one without.
@@ -105,7 +111,7 @@ proptest! {
         let hidden_states = model.hidden_states(num_tokens);
         let expected = dense_output(&model, &hidden_states);
         let order = shuffle.map_or(SplitOrder::Contiguous, |seed| SplitOrder::Random { seed });
-        for device in harness::devices::present() {
+        for device in devices() {
             let ffn = model.upload(&device).unwrap().experts;
             let Split { experts, permutation } = split(&device, &ffn, config.into(), parts, order).unwrap();
             let mut sorted = permutation.clone();
@@ -144,7 +150,7 @@ proptest! {
             weights.extend(shares.iter().map(|share| share / shares.iter().sum::<f32>()));
         }
         let weights = Floats::new(DType::F32, weights);
-        for device in harness::devices::present() {
+        for device in devices() {
             let ffn = model.upload(&device).unwrap().experts;
             let experts = upcycle(&device, &ffn, config.into(), num_experts, None).unwrap();
             let copies = bytes_of(&device, &ffn.gate_up_proj).repeat(num_experts);
@@ -176,7 +182,7 @@ proptest! {
             _ => NewRows::CopiesOf(&of),
         };
         let router_input = Floats::random(&mut rng(seed), spec.weight, num_tokens * router_width(config), 1.0);
-        for device in harness::devices::present() {
+        for device in devices() {
             let old = model.upload(&device).unwrap();
             let added = newcomers.upload(&device).unwrap().experts;
             let (wider, weights) = add_experts(&device, config, &old, &added, rows).unwrap();

@@ -21,6 +21,8 @@ fn program() -> PathBuf {
 fn moe_route(arguments: &[&dyn AsRef<OsStr>]) -> Output {
     Command::new(program())
         .args(arguments.iter().map(AsRef::as_ref))
+        // Where it is not set, Mesa's Vulkan drivers complain on stderr.
+        .env("XDG_RUNTIME_DIR", std::env::temp_dir())
         .output()
         .unwrap_or_else(|error| panic!("{}: {error} (cargo build --examples makes it)", program().display()))
 }
