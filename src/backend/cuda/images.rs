@@ -12,6 +12,7 @@ pub(super) struct Image {
 }
 
 /// The driver reads a fatbin's header in words.
+#[allow(dead_code, reason = "a build without nvcc has no fatbins")]
 #[repr(C, align(64))]
 struct Aligned<T>(T);
 
