@@ -22,7 +22,10 @@ fn cpu(storage: &Storage) -> Result<&CpuStorage> {
 }
 
 pub(crate) fn no_cuda() -> Error {
-    unavailable("cuda", "fused-moe has no CUDA backend yet; move the layer's tensors to Device::Cpu")
+    unavailable(
+        "cuda",
+        "this crate does not hand CUDA memory to fused-moe yet; move the layer's tensors to Device::Cpu",
+    )
 }
 
 pub(crate) fn no_metal() -> Error {

@@ -19,7 +19,7 @@
 //! ```
 //!
 //! Tensors are read where they lie: weights are never copied, and what is copied is `[T, H]` or smaller and only where
-//! it is strided. Tensors on CUDA and Metal get an error: [`fused_moe`] has no CUDA backend yet, and candle's Metal
+//! it is strided. Tensors on CUDA and Metal get an error: this crate does not hand CUDA memory on yet, and candle's Metal
 //! memory is not reachable from its wgpu backend. Errors are candle's, with `fused_moe`'s text.
 
 #![deny(missing_docs)]

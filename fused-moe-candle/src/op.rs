@@ -77,7 +77,7 @@ mod tests {
         let moe = crate::experts::layer(&gate_up, &down, 1, &crate::ExpertsOptions::default()).unwrap();
         let op = MoeOp { moe, routing: None };
         let cuda = op.cuda_fwd(&CudaStorage, &Layout::contiguous((1, 4))).unwrap_err().to_string();
-        assert!(cuda.contains("cuda is unavailable: fused-moe has no CUDA backend yet"), "{cuda}");
+        assert!(cuda.contains("cuda is unavailable: this crate does not hand CUDA memory to fused-moe yet"), "{cuda}");
         let metal = op.metal_fwd(&MetalStorage, &Layout::contiguous((1, 4))).unwrap_err().to_string();
         assert!(metal.contains("metal is unavailable"), "{metal}");
     }
