@@ -11,6 +11,8 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod host;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod kernel_args;
 mod pages;
 mod reference;
 #[cfg(feature = "wgpu")]

@@ -2,11 +2,11 @@
 
 use super::driver::{Kernel, LaunchConfig};
 use super::memory::{address, address_mut, optional_address};
-use super::params::{CombineParams, count, dtype_code, is_aligned};
+use super::params::{CombineParams, count, is_aligned};
 use super::queue::Queue;
+use crate::backend::kernel_args::{dtype_code, slots_of_tokens};
 use crate::error::Result;
 use crate::ops::CombineArgs;
-use crate::plan::Slots;
 use crate::tensor::{DType, TensorView};
 
 const WIDE: Kernel = Kernel { file: "combine", name: "combine" };
@@ -34,10 +34,7 @@ pub(super) fn combine(queue: &mut Queue<'_>, mut args: CombineArgs<'_>) -> Resul
 }
 
 fn params(args: &mut CombineArgs<'_>) -> Result<CombineParams> {
-    let (top_k, token_offsets) = match args.slots {
-        Slots::PerToken { top_k } => (top_k, None),
-        Slots::Ragged { token_offsets, .. } => (0, Some(token_offsets)),
-    };
+    let (top_k, token_offsets) = slots_of_tokens(args.slots);
     let (zero, shared) = (args.zero_experts, args.shared);
     let code = |view: Option<TensorView<'_>>| view.map_or(0, |view| dtype_code(view.dtype()));
     let hidden_states = zero.map(|zero| zero.hidden_states);

@@ -2,14 +2,13 @@
 
 use super::driver::LaunchConfig;
 use super::memory::{address, address_mut, optional_address};
-use super::params::{GroupedGemmParams, count, dtype_code, is_aligned};
+use super::params::{GroupedGemmParams, count, is_aligned};
 use super::queue::{Queue, unsupported};
 use super::tile::{GemmPath, GemmShape, choose, num_blocks};
-use crate::config::{Activation, GateUpLayout, WeightLayout};
+use crate::backend::kernel_args::{EpilogueCodes, Gather, dtype_code};
+use crate::config::WeightLayout;
 use crate::error::Result;
-use crate::ops::{Epilogue, GroupedGemmArgs, InputRows};
-use crate::plan::Slots;
-use crate::tensor::TensorView;
+use crate::ops::GroupedGemmArgs;
 
 /// Experts for which a kernel keeps counts in shared memory.
 const MAX_EXPERTS: u32 = 4096;
@@ -62,41 +61,13 @@ fn run(params: &GroupedGemmParams) -> u32 {
     }
 }
 
-/// [`InputRows`] taken apart.
-#[derive(Clone, Copy, Default)]
-struct Gather<'a> {
-    top_k: usize,
-    permuted_idx: Option<TensorView<'a>>,
-    slot_tokens: Option<TensorView<'a>>,
-    slot_scale: Option<TensorView<'a>>,
-}
-
-impl<'a> Gather<'a> {
-    fn of(rows: InputRows<'a>) -> Self {
-        let InputRows::Gathered { permuted_idx, slots, slot_scale } = rows else { return Self::default() };
-        let (top_k, slot_tokens) = match slots {
-            Slots::PerToken { top_k } => (top_k, None),
-            Slots::Ragged { slot_tokens, .. } => (0, Some(slot_tokens)),
-        };
-        Self { top_k, permuted_idx: Some(permuted_idx), slot_tokens, slot_scale }
-    }
-}
-
 fn params(args: &mut GroupedGemmArgs<'_>) -> Result<GroupedGemmParams> {
     let [num_rows, n_out] = [args.output.dims()[0], args.output.dims()[1]];
     let [num_experts, k] = [args.weight.dims()[0], args.input.dims()[1]];
     let kn = args.weight_layout == WeightLayout::Kn;
     let n = args.weight.dims()[if kn { 2 } else { 1 }];
     let gather = Gather::of(args.rows);
-    let (gate, activation) = match args.epilogue {
-        Epilogue::None => (None, None),
-        Epilogue::Activation(activation) => (None, Some(activation)),
-        Epilogue::Gated { activation, layout } => (Some(layout), Some(activation)),
-    };
-    let (alpha, limit) = match activation {
-        Some(Activation::ClampedSwiglu { alpha, limit }) => (alpha, limit),
-        _ => (0.0, 0.0),
-    };
+    let epilogue = EpilogueCodes::of(args.epilogue);
     let (input, weight) = (address(args.input)?, address(args.weight)?);
     let mut params = GroupedGemmParams {
         input,
@@ -117,32 +88,13 @@ fn params(args: &mut GroupedGemmArgs<'_>) -> Result<GroupedGemmParams> {
         weight_dtype: dtype_code(args.weight.dtype()),
         output_dtype: dtype_code(args.output.dtype()),
         kn: kn.into(),
-        gate: gate.map_or(0, gate_code),
-        activation: activation.map_or(0, activation_code),
-        alpha,
-        limit,
+        gate: epilogue.gate,
+        activation: epilogue.activation,
+        alpha: epilogue.alpha,
+        limit: epilogue.limit,
         input_aligned: is_aligned(input, args.input.dtype(), k).into(),
         weight_aligned: 0,
     };
     params.weight_aligned = is_aligned(weight, args.weight.dtype(), run(&params) as usize).into();
     Ok(params)
-}
-
-fn gate_code(layout: GateUpLayout) -> u32 {
-    match layout {
-        GateUpLayout::GateThenUp => 1,
-        GateUpLayout::UpThenGate => 2,
-        GateUpLayout::Interleaved => 3,
-    }
-}
-
-fn activation_code(activation: Activation) -> u32 {
-    match activation {
-        Activation::Silu => 1,
-        Activation::Gelu => 2,
-        Activation::GeluTanh => 3,
-        Activation::Relu => 4,
-        Activation::ReluSquared => 5,
-        Activation::ClampedSwiglu { .. } => 6,
-    }
 }

@@ -184,14 +184,6 @@ params! {
 }
 
 /// A floating-point type's number in the kernels (`DType` in common/types.cuh).
-pub(super) fn dtype_code(dtype: DType) -> u32 {
-    match dtype {
-        DType::F32 | DType::U32 => 0,
-        DType::BF16 => 1,
-        DType::F16 => 2,
-    }
-}
-
 /// A size as the kernels count it.
 pub(super) fn count(what: &str, n: usize) -> Result<u32> {
     // One value is left to mark what is masked, and the top bit to sums of two counts.

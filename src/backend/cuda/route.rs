@@ -7,9 +7,10 @@ use super::memory::{address, address_mut, optional_address};
 use super::params::{ExpertMapParams, RouteParams, count};
 use super::queue::{Queue, unsupported};
 use super::route_capacity;
+use crate::backend::kernel_args::{groups, score_code, weight_code};
 use crate::error::Result;
 use crate::ops::RouteArgs;
-use crate::routing::{Capacity, GroupScore, Noise, NoiseKind, RouterConfig, ScoreFunction, Selection, WeightFunction};
+use crate::routing::{Capacity, GroupScore, Noise, NoiseKind, RouterConfig, Selection};
 
 const ROUTE: Kernel = Kernel { file: "route", name: "route" };
 const MAP: Kernel = Kernel { file: "route", name: "route_map" };
@@ -75,11 +76,7 @@ pub(super) fn per_token(params: &RouteParams) -> Result<LaunchConfig> {
 fn params(args: &mut RouteArgs<'_>) -> Result<RouteParams> {
     let config = args.config;
     let inputs = args.inputs;
-    let (num_groups, topk_groups) = match (config.selection, config.groups) {
-        (Selection::Hierarchical { num_groups, topk_groups, .. }, _) => (num_groups, topk_groups),
-        (_, Some(groups)) => (groups.num_groups, groups.topk_groups),
-        (_, None) => (0, 0),
-    };
+    let (num_groups, topk_groups) = groups(config);
     // Of two levels, the logits of the groups come first.
     let num_choices = args.router_logits.dims()[1] - config.num_group_logits();
     let renormalize = config.renormalize.unwrap_or_default();
@@ -140,24 +137,6 @@ fn disabled(config: &RouterConfig) -> [u32; 32] {
         bits[e / 32] |= 1 << (e % 32);
     }
     bits
-}
-
-fn score_code(score: ScoreFunction) -> u32 {
-    match score {
-        ScoreFunction::Logit => 0,
-        ScoreFunction::Softmax => 1,
-        ScoreFunction::Sigmoid => 2,
-        ScoreFunction::SqrtSoftplus => 3,
-    }
-}
-
-fn weight_code(weight: WeightFunction) -> u32 {
-    match weight {
-        WeightFunction::Score => 0,
-        WeightFunction::SoftmaxOverSelected => 1,
-        WeightFunction::Sigmoid => 2,
-        WeightFunction::One => 3,
-    }
 }
 
 fn map_experts(queue: &mut Queue<'_>, config: &RouterConfig, route: &RouteParams) -> Result<()> {

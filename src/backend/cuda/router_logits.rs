@@ -2,8 +2,9 @@
 
 use super::driver::{Kernel, LaunchConfig};
 use super::memory::{address, address_mut, optional_address};
-use super::params::{RouterLogitsParams, count, dtype_code, is_aligned};
+use super::params::{RouterLogitsParams, count, is_aligned};
 use super::queue::Queue;
+use crate::backend::kernel_args::dtype_code;
 use crate::error::Result;
 use crate::ops::RouterLogitsArgs;
 

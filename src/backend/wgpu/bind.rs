@@ -173,15 +173,6 @@ pub(super) fn count(name: &str, size: usize) -> Result<u32> {
     u32::try_from(size).map_err(|_| Error::invalid(name, "a size below 2^32", size))
 }
 
-/// The number of a floating-point type in `shared/numbers.wgsl`.
-pub(super) fn dtype_constant(dtype: DType) -> u32 {
-    match dtype {
-        DType::F32 | DType::U32 => 0,
-        DType::BF16 => 1,
-        DType::F16 => 2,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

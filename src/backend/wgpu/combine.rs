@@ -1,23 +1,20 @@
 //! `combine` on wgpu: one lane per word of the output.
 
-use super::bind::{Binding, Bound, check_disjoint, count, dtype_constant};
+use super::bind::{Binding, Bound, check_disjoint, count};
 use super::device::{Scratch, WgpuDevice};
 use super::kernel::{COMBINE, COMBINE_SLOTS};
 use super::params::{CombineParams, CombineSlotsParams};
 use super::queue::{Launch, bytes_of, grid};
+use crate::backend::kernel_args::{dtype_code, slots_of_tokens};
 use crate::error::Result;
 use crate::ops::{CombineArgs, ZeroExperts};
-use crate::plan::Slots;
 use crate::tensor::DType;
 
 const LANES: u64 = 256;
 
 pub(super) fn combine(device: &WgpuDevice, args: CombineArgs<'_>) -> Result<()> {
     let [num_tokens, hidden_size] = [args.output.dims()[0], args.output.dims()[1]];
-    let (top_k, token_offsets) = match args.slots {
-        Slots::PerToken { top_k } => (top_k, None),
-        Slots::Ragged { token_offsets, .. } => (0, Some(token_offsets)),
-    };
+    let (top_k, token_offsets) = slots_of_tokens(args.slots);
     let expert_out = device.bind_tensor("expert_out", args.expert_out)?;
     let token_offsets_bound = device.bind_optional("token_offsets", token_offsets)?;
     let mut inv_permuted_idx = device.bind_optional("inv_permuted_idx", args.inv_permuted_idx)?;
@@ -56,7 +53,7 @@ pub(super) fn combine(device: &WgpuDevice, args: CombineArgs<'_>) -> Result<()> 
         gate_logits_at: gate_logits.at,
         output_at: output.at,
     };
-    let dtype = |view: Option<_>| dtype_constant(view.unwrap_or(DType::F32));
+    let dtype = |view: Option<_>| dtype_code(view.unwrap_or(DType::F32));
     let per_word = 4 / args.output.dtype().size() as u64;
     // One word more where the first element is a word's second half.
     let words = ((num_tokens * hidden_size) as u64 + u64::from(output.at) % per_word).div_ceil(per_word);
@@ -65,10 +62,10 @@ pub(super) fn combine(device: &WgpuDevice, args: CombineArgs<'_>) -> Result<()> 
         kernel: &COMBINE,
         entry: "main",
         constants: vec![
-            ("EXPERT_OUT_DTYPE", dtype_constant(args.expert_out.dtype())),
+            ("EXPERT_OUT_DTYPE", dtype_code(args.expert_out.dtype())),
             ("HIDDEN_STATES_DTYPE", dtype(args.zero_experts.map(|zero| zero.hidden_states.dtype()))),
             ("SHARED_OUT_DTYPE", dtype(args.shared.map(|shared| shared.output.dtype()))),
-            ("OUTPUT_DTYPE", dtype_constant(args.output.dtype())),
+            ("OUTPUT_DTYPE", dtype_code(args.output.dtype())),
             ("HAS_ROWS", (args.inv_permuted_idx.is_some() || has_zero_experts).into()),
             ("HAS_WEIGHTS", (args.topk_weights.is_some() || has_zero_experts).into()),
             ("HAS_ZERO_EXPERTS", has_zero_experts.into()),

@@ -1,6 +1,6 @@
 //! `grouped_gemm` on wgpu.
 
-use super::bind::{Bound, BoundExperts, check_disjoint, count, dtype_constant};
+use super::bind::{Bound, BoundExperts, check_disjoint, count};
 use super::device::WgpuDevice;
 use super::kernel::{
     COOPERATIVE, COOPERATIVE_HALF, Constants, GROUPED_GEMM, GROUPED_GEMM_HALF, Kernel, MATVEC, MATVEC_HALF,
@@ -9,11 +9,11 @@ use super::kernel::{
 use super::params::GroupedGemmParams;
 use super::queue::{Launch, bytes_of};
 use super::tile::{GemmPath, GemmShape, WorkgroupLimits, choose};
-use crate::config::{Activation, GateUpLayout, WeightLayout};
+use crate::backend::kernel_args::{EpilogueCodes, Gather, dtype_code};
+use crate::config::WeightLayout;
 use crate::error::Result;
 use crate::ops::{Epilogue, GroupedGemmArgs, InputRows};
-use crate::plan::Slots;
-use crate::tensor::{DType, TensorView};
+use crate::tensor::DType;
 
 /// The tensors of a call as bindings, but for the weights.
 struct Bindings {
@@ -26,32 +26,11 @@ struct Bindings {
     output: Bound,
 }
 
-/// [`InputRows`] taken apart.
-#[derive(Clone, Copy, Default)]
-struct Rows<'a> {
-    mode: u32,
-    top_k: usize,
-    permuted_idx: Option<TensorView<'a>>,
-    slot_tokens: Option<TensorView<'a>>,
-    slot_scale: Option<TensorView<'a>>,
-}
-
-impl<'a> Rows<'a> {
-    fn of(rows: InputRows<'a>) -> Self {
-        let InputRows::Gathered { permuted_idx, slots, slot_scale } = rows else { return Self::default() };
-        let (mode, top_k, slot_tokens) = match slots {
-            Slots::PerToken { top_k } => (1, top_k, None),
-            Slots::Ragged { slot_tokens, .. } => (2, 0, Some(slot_tokens)),
-        };
-        Self { mode, top_k, permuted_idx: Some(permuted_idx), slot_tokens, slot_scale }
-    }
-}
-
 pub(super) fn grouped_gemm(device: &WgpuDevice, args: GroupedGemmArgs<'_>) -> Result<()> {
     let [rows, n_out] = [args.output.dims()[0], args.output.dims()[1]];
     let [num_experts, k] = [args.weight.dims()[0], args.input.dims()[1]];
     let n = args.weight.dims()[if args.weight_layout == WeightLayout::Nk { 1 } else { 2 }];
-    let gather = Rows::of(args.rows);
+    let gather = Gather::of(args.rows);
     let bindings = Bindings {
         input: device.bind_tensor("input", args.input)?,
         permuted_idx: device.bind_optional("permuted_idx", gather.permuted_idx)?,
@@ -61,23 +40,15 @@ pub(super) fn grouped_gemm(device: &WgpuDevice, args: GroupedGemmArgs<'_>) -> Re
         bias: device.bind_optional("bias", args.bias)?,
         output: device.bind_tensor("output", args.output.as_view())?,
     };
-    let activation = match args.epilogue {
-        Epilogue::None => 0,
-        Epilogue::Activation(activation) | Epilogue::Gated { activation, .. } => activation_constant(activation),
-    };
-    let (activation_alpha, activation_limit) = match args.epilogue {
-        Epilogue::Activation(Activation::ClampedSwiglu { alpha, limit })
-        | Epilogue::Gated { activation: Activation::ClampedSwiglu { alpha, limit }, .. } => (alpha, limit),
-        _ => (0.0, 0.0),
-    };
+    let epilogue = EpilogueCodes::of(args.epilogue);
     let params = GroupedGemmParams {
         num_rows: count("rows", rows)?,
         n: count("N", n)?,
         k: count("K", k)?,
         n_out: count("N", n_out)?,
         top_k: count("top_k", gather.top_k)?,
-        activation_alpha,
-        activation_limit,
+        activation_alpha: epilogue.alpha,
+        activation_limit: epilogue.limit,
         input_at: bindings.input.at,
         permuted_idx_at: bindings.permuted_idx.at,
         slot_tokens_at: bindings.slot_tokens.at,
@@ -85,8 +56,8 @@ pub(super) fn grouped_gemm(device: &WgpuDevice, args: GroupedGemmArgs<'_>) -> Re
         expert_offsets_at: bindings.expert_offsets.at,
         bias_at: bindings.bias.at,
         output_at: bindings.output.at,
-        rows: gather.mode,
-        activation,
+        rows: rows_mode(&gather),
+        activation: epilogue.activation,
         has_slot_scale: gather.slot_scale.is_some().into(),
         has_expert_offsets: args.expert_offsets.is_some().into(),
         has_bias: args.bias.is_some().into(),
@@ -107,6 +78,15 @@ pub(super) fn grouped_gemm(device: &WgpuDevice, args: GroupedGemmArgs<'_>) -> Re
         launch(device, &args, &bindings, params, part, path)?;
     }
     Ok(())
+}
+
+/// `ROWS_…` of `shared/expert_linear.wgsl`: where rows come from.
+fn rows_mode(gather: &Gather<'_>) -> u32 {
+    match (gather.permuted_idx, gather.slot_tokens) {
+        (None, _) => 0,
+        (Some(_), None) => 1,
+        (Some(_), Some(_)) => 2,
+    }
 }
 
 fn shape(args: &GroupedGemmArgs<'_>, num_experts: usize) -> GemmShape {
@@ -198,38 +178,16 @@ fn kernel(device: &WgpuDevice, path: GemmPath, output: DType) -> &'static Kernel
 fn constants(args: &GroupedGemmArgs<'_>, params: &GroupedGemmParams, part: &BoundExperts) -> Constants {
     let kn = args.weight_layout == WeightLayout::Kn;
     let quads = |sizes: &[u32]| u32::from(sizes.iter().all(|size| size.is_multiple_of(4)));
-    let gate = match args.epilogue {
-        Epilogue::None | Epilogue::Activation(_) => 0,
-        Epilogue::Gated { layout, .. } => gate_constant(layout),
-    };
+    let gate = EpilogueCodes::of(args.epilogue).gate;
     // Matrices are whole quads where their rows are; a gate's half of a row has to be, too.
     let row = if kn { if gate == 0 { params.n } else { params.n_out } } else { params.k };
     vec![
-        ("INPUT_DTYPE", dtype_constant(args.input.dtype())),
-        ("WEIGHT_DTYPE", dtype_constant(args.weight.dtype())),
-        ("OUTPUT_DTYPE", dtype_constant(args.output.dtype())),
+        ("INPUT_DTYPE", dtype_code(args.input.dtype())),
+        ("WEIGHT_DTYPE", dtype_code(args.weight.dtype())),
+        ("OUTPUT_DTYPE", dtype_code(args.output.dtype())),
         ("KN", kn.into()),
         ("INPUT_QUADS", quads(&[params.k, params.input_at])),
         ("WEIGHT_QUADS", quads(&[row, part.weight.at])),
         ("GATE", gate),
     ]
-}
-
-fn activation_constant(activation: Activation) -> u32 {
-    match activation {
-        Activation::Silu => 1,
-        Activation::Gelu => 2,
-        Activation::GeluTanh => 3,
-        Activation::Relu => 4,
-        Activation::ReluSquared => 5,
-        Activation::ClampedSwiglu { .. } => 6,
-    }
-}
-
-fn gate_constant(layout: GateUpLayout) -> u32 {
-    match layout {
-        GateUpLayout::GateThenUp => 1,
-        GateUpLayout::UpThenGate => 2,
-        GateUpLayout::Interleaved => 3,
-    }
 }

@@ -1,10 +1,11 @@
 //! `jitter` on wgpu: one lane per element.
 
-use super::bind::{check_disjoint, count, dtype_constant};
+use super::bind::{check_disjoint, count};
 use super::device::WgpuDevice;
 use super::kernel::JITTER;
 use super::params::JitterParams;
 use super::queue::{Launch, bytes_of, grid};
+use crate::backend::kernel_args::dtype_code;
 use crate::error::Result;
 use crate::ops::JitterArgs;
 
@@ -20,7 +21,7 @@ pub(super) fn jitter(device: &WgpuDevice, args: JitterArgs<'_>) -> Result<()> {
         hidden_size: count("hidden_size", hidden_size)?,
         hidden_states_at: hidden_states.at,
         output_at: output.at,
-        hidden_states_dtype: dtype_constant(args.hidden_states.dtype()),
+        hidden_states_dtype: dtype_code(args.hidden_states.dtype()),
         seed_low: args.seed as u32,
         seed_high: (args.seed >> 32) as u32,
         epsilon: args.epsilon,

@@ -11,9 +11,10 @@ use super::device::{NAME, Scratch, WgpuDevice};
 use super::kernel::{Constants, Kernel, ROUTE, ROUTE_LEVELS, ROUTE_LEVELS_SUBGROUP, ROUTE_MAP, ROUTE_SUBGROUP};
 use super::params::{MapParams, RouteParams};
 use super::queue::{Launch, bytes_of, grid};
+use crate::backend::kernel_args::{groups, score_code, weight_code};
 use crate::error::{Error, Result};
 use crate::ops::RouteArgs;
-use crate::routing::{GroupScore, MASKED, NoiseKind, RouterConfig, ScoreFunction, Selection, WeightFunction};
+use crate::routing::{GroupScore, MASKED, NoiseKind, RouterConfig, Selection};
 
 /// Lanes of the kernels that know the rule.
 const LANES: u64 = 64;
@@ -191,13 +192,7 @@ fn rule_params(args: &RouteArgs<'_>) -> Result<RouteParams> {
     let config = args.config;
     let [num_tokens, num_logits] = [args.router_logits.dims()[0], args.router_logits.dims()[1]];
     let num_choices = num_logits - config.num_group_logits();
-    let (num_groups, topk_groups, renormalize_levels) = match (config.selection, config.groups) {
-        (Selection::Hierarchical { num_groups, topk_groups, renormalize_levels }, _) => {
-            (num_groups, topk_groups, renormalize_levels)
-        }
-        (_, Some(groups)) => (groups.num_groups, groups.topk_groups, false),
-        (_, None) => (0, 0, false),
-    };
+    let (num_groups, topk_groups) = groups(config);
     let renormalize = config.renormalize.unwrap_or_default();
     let (seed, keep_scale) = match config.noise.map(|noise| (noise.seed, noise.kind)) {
         Some((seed, NoiseKind::RandomSecond { scale })) => (seed, Some(scale)),
@@ -212,7 +207,7 @@ fn rule_params(args: &RouteArgs<'_>) -> Result<RouteParams> {
         topk_groups: count("topk_groups", topk_groups)?,
         selection: SELECT_TOP_K,
         groups: group_constant(config),
-        score: score_constant(config.score),
+        score: score_code(config.score),
         weight: weight_constant(config),
         by_score: (args.selection_bias.is_some() || config.is_ragged()).into(),
         has_bias: args.selection_bias.is_some().into(),
@@ -220,7 +215,7 @@ fn rule_params(args: &RouteArgs<'_>) -> Result<RouteParams> {
         renormalize: config.renormalize.is_some().into(),
         before_dropping: config.capacity.is_some_and(|capacity| capacity.normalize_before_dropping).into(),
         ragged: config.is_ragged().into(),
-        renormalize_levels: renormalize_levels.into(),
+        renormalize_levels: matches!(config.selection, Selection::Hierarchical { renormalize_levels: true, .. }).into(),
         logit_clip: config.logit_clip.unwrap_or(f32::MAX),
         logit_softcap: config.logit_softcap.unwrap_or(0.0),
         renormalize_add: renormalize.add,
@@ -244,22 +239,11 @@ fn group_constant(config: &RouterConfig) -> u32 {
     }
 }
 
-fn score_constant(score: ScoreFunction) -> u32 {
-    match score {
-        ScoreFunction::Logit => 0,
-        ScoreFunction::Softmax => 1,
-        ScoreFunction::Sigmoid => 2,
-        ScoreFunction::SqrtSoftplus => 3,
-    }
-}
-
+/// What weights are; of [`Selection::SparseMixer`] a number of its own.
 fn weight_constant(config: &RouterConfig) -> u32 {
-    match (config.selection, config.weight) {
-        (Selection::SparseMixer { .. }, _) => 4,
-        (_, WeightFunction::Score) => 0,
-        (_, WeightFunction::SoftmaxOverSelected) => 1,
-        (_, WeightFunction::Sigmoid) => 2,
-        (_, WeightFunction::One) => 3,
+    match config.selection {
+        Selection::SparseMixer { .. } => 4,
+        _ => weight_code(config.weight),
     }
 }
 

@@ -1,10 +1,11 @@
 //! `router_logits` on wgpu.
 
-use super::bind::{check_disjoint, count, dtype_constant};
+use super::bind::{check_disjoint, count};
 use super::device::WgpuDevice;
 use super::kernel::{ROUTER_LOGITS, ROUTER_LOGITS_SUBGROUP};
 use super::params::RouterLogitsParams;
 use super::queue::{Launch, bytes_of, grid};
+use crate::backend::kernel_args::dtype_code;
 use crate::error::Result;
 use crate::ops::RouterLogitsArgs;
 
@@ -34,8 +35,8 @@ pub(super) fn router_logits(device: &WgpuDevice, args: RouterLogitsArgs<'_>) -> 
         kernel: device.with_subgroups(&ROUTER_LOGITS, &ROUTER_LOGITS_SUBGROUP),
         entry: "main",
         constants: vec![
-            ("HIDDEN_STATES_DTYPE", dtype_constant(args.hidden_states.dtype())),
-            ("WEIGHT_DTYPE", dtype_constant(args.weight.dtype())),
+            ("HIDDEN_STATES_DTYPE", dtype_code(args.hidden_states.dtype())),
+            ("WEIGHT_DTYPE", dtype_code(args.weight.dtype())),
             ("HAS_BIAS", args.bias.is_some().into()),
             ("TANH", args.tanh.into()),
             ("QUADS", quads.into()),
