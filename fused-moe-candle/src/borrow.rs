@@ -1,12 +1,18 @@
 //! candle's tensors as `fused_moe`'s views, without a copy.
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, Error, Layout, Result, Storage, StorageRef};
+use std::ops::Range;
+
+use candle_core::{CpuStorage, DType, Error, Layout, Result, Storage, StorageRef, Tensor};
 use fused_moe::TensorView;
 use fused_moe::tensor::{Element, Shape};
 
 /// A candle tensor held for reading: what its view borrows from.
 pub(crate) type Held<'t> = (StorageRef<'t>, &'t Layout);
+
+pub(crate) fn hold(tensor: &Tensor) -> Held<'_> {
+    tensor.storage_and_layout()
+}
 
 /// A held tensor as a view.
 pub(crate) fn view<'h>((storage, layout): &'h Held<'_>) -> Result<TensorView<'h>> {
@@ -24,7 +30,11 @@ fn cpu(storage: &Storage) -> Result<&CpuStorage> {
 pub(crate) fn no_cuda() -> Error {
     unavailable(
         "cuda",
-        "this crate does not hand CUDA memory to fused-moe yet; move the layer's tensors to Device::Cpu",
+        if cfg!(feature = "cuda") {
+            "these tensors are not all on one CUDA device"
+        } else {
+            "built without the feature cuda of fused-moe-candle"
+        },
     )
 }
 
@@ -43,22 +53,32 @@ pub(crate) fn host_view<'s>(storage: &'s CpuStorage, layout: &Layout) -> Result<
         CpuStorage::BF16(values) => typed_view(values, layout),
         CpuStorage::F16(values) => typed_view(values, layout),
         CpuStorage::U32(values) => typed_view(values, layout),
-        other => Err(invalid("tensor", "f32, bf16, f16 or u32", other.dtype().as_str())),
+        other => Err(other_dtype(other.dtype())),
     }
 }
 
+pub(crate) fn other_dtype(dtype: DType) -> Error {
+    invalid("tensor", "f32, bf16, f16 or u32", dtype.as_str())
+}
+
 fn typed_view<'s, T: Element>(values: &'s [T], layout: &Layout) -> Result<TensorView<'s>> {
+    let range = contiguous(layout, values.len())?;
+    TensorView::from_slice(&values[range], shape(layout.dims())?).map_err(Error::wrap)
+}
+
+/// The elements that a layout means, of a storage of `len`.
+pub(crate) fn contiguous(layout: &Layout, len: usize) -> Result<Range<usize>> {
     let (start, end) = layout
         .contiguous_offsets()
         .ok_or_else(|| invalid("tensor", "a contiguous tensor", format!("strides {:?}", layout.stride())))?;
-    let values = values.get(start..end).ok_or_else(|| {
-        invalid("tensor", "a layout within its storage", format!("{start}..{end} of {}", values.len()))
-    })?;
-    TensorView::from_slice(values, shape(layout.dims())?).map_err(Error::wrap)
+    if start > end || end > len {
+        return Err(invalid("tensor", "a layout within its storage", format!("{start}..{end} of {len}")));
+    }
+    Ok(start..end)
 }
 
 /// A tensor's extents as `fused_moe` has them.
-fn shape(dims: &[usize]) -> Result<Shape> {
+pub(crate) fn shape(dims: &[usize]) -> Result<Shape> {
     match *dims {
         [a] => Ok([a].into()),
         [a, b] => Ok([a, b].into()),

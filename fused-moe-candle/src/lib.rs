@@ -19,13 +19,16 @@
 //! ```
 //!
 //! Tensors are read where they lie: weights are never copied, and what is copied is `[T, H]` or smaller and only where
-//! it is strided. Tensors on CUDA and Metal get an error: this crate does not hand CUDA memory on yet, and candle's Metal
-//! memory is not reachable from its wgpu backend. Errors are candle's, with `fused_moe`'s text.
+//! it is strided. With the feature `cuda`, tensors on CUDA devices are computed on candle's own stream, in candle's memory.
+//! Tensors on Metal get an error: candle's Metal memory is not reachable from `fused_moe`'s wgpu backend. Errors are
+//! candle's, with `fused_moe`'s text.
 
 #![deny(missing_docs)]
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod borrow;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod experts;
 mod module;
 mod op;

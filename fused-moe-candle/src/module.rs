@@ -10,7 +10,7 @@ use fused_moe::{Device, MoeConfig, MoeLayer, MoeWeights, TensorView, TensorViewM
 
 use crate::borrow::{self, invalid};
 use crate::op::{MoeOp, TokenRouting};
-use crate::workspaces::Workspaces;
+use crate::workspaces::{Key, Workspaces};
 
 /// A MoE layer: router, experts, shared expert, whatever its [`MoeConfig`] has. Cheap to clone.
 ///
@@ -31,9 +31,9 @@ enum Source {
 }
 
 #[derive(Debug)]
-struct CandleWeights {
-    config: MoeConfig,
-    weights: MoeWeights<Tensor>,
+pub(crate) struct CandleWeights {
+    pub(crate) config: MoeConfig,
+    pub(crate) weights: MoeWeights<Tensor>,
 }
 
 impl FusedMoe {
@@ -47,7 +47,7 @@ impl FusedMoe {
         let mut weights = weights.try_map(Tensor::contiguous)?;
         biases_to_f32(&mut weights)?;
         let layer = CandleWeights { config, weights };
-        layer.borrow(|_| Ok(()))?;
+        layer.check()?;
         Ok(Self { source: Source::Candle(Arc::new(layer)), workspaces: Workspaces::default() })
     }
 
@@ -96,6 +96,20 @@ impl FusedMoe {
         self.apply(xs, Some(routing))
     }
 
+    /// The layer's own tensors.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn candle_weights(&self) -> Result<&CandleWeights> {
+        match &self.source {
+            Source::Candle(layer) => Ok(layer),
+            Source::Layer(layer) => Err(invalid("xs", format!("a tensor on {}", layer.device()), "one on CUDA")),
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(crate) fn workspaces(&self) -> &Workspaces {
+        &self.workspaces
+    }
+
     fn apply(&self, xs: &Tensor, routing: Option<TokenRouting>) -> Result<Tensor> {
         let input = tokens("xs", xs)?.contiguous()?;
         let output = input.apply_op1(MoeOp { moe: self.clone(), routing })?;
@@ -122,9 +136,15 @@ impl FusedMoe {
         routing: Option<Routing<'_>>,
         output: TensorViewMut<'_>,
     ) -> Result<()> {
-        self.workspaces.with(layer, input.dims()[0], |workspace| match routing {
-            None => layer.forward(input, output, workspace),
-            Some(routing) => layer.forward_routed(input, routing, output, workspace),
+        let weight_dtype = layer.weights().experts.down_proj.as_view().dtype();
+        let key = Key { config: layer.config(), weight_dtype, ordinal: 0 };
+        let make = |max_tokens| layer.workspace(max_tokens).map_err(Error::wrap);
+        self.workspaces.on_host(&key, input.dims()[0], make, |workspace| {
+            match routing {
+                None => layer.forward(input, output, workspace),
+                Some(routing) => layer.forward_routed(input, routing, output, workspace),
+            }
+            .map_err(Error::wrap)
         })
     }
 }
@@ -136,9 +156,17 @@ impl Module for FusedMoe {
 }
 
 impl CandleWeights {
+    fn check(&self) -> Result<()> {
+        match self.weights.experts.down_proj.device() {
+            #[cfg(feature = "cuda")]
+            candle_core::Device::Cuda(device) => crate::cuda::check(self, device),
+            _ => self.borrow(|_| Ok(())),
+        }
+    }
+
     /// Runs `call` with the layer that these weights are; they can be read by others meanwhile, and not be written.
     fn borrow<R>(&self, call: impl FnOnce(&MoeLayer<TensorView<'_>>) -> Result<R>) -> Result<R> {
-        let held = self.weights.try_map(|tensor| Ok::<_, Error>(tensor.storage_and_layout()))?;
+        let held = self.weights.try_map(|tensor| Ok::<_, Error>(borrow::hold(tensor)))?;
         let weights = held.try_map(borrow::view)?;
         call(&MoeLayer::new(cpu(), self.config.clone(), weights).map_err(Error::wrap)?)
     }

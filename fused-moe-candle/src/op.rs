@@ -10,6 +10,8 @@ use fused_moe::tensor::Element;
 use half::{bf16, f16};
 
 use crate::borrow::{self, invalid};
+#[cfg(feature = "cuda")]
+use crate::cuda;
 use crate::module::FusedMoe;
 
 /// A layer as a custom op of its input `[T, H]`; everything else comes with the op.
@@ -34,11 +36,23 @@ impl CustomOp1 for MoeOp {
             DType::F32 => CpuStorage::F32(self.run::<f32>(storage, layout)?),
             DType::BF16 => CpuStorage::BF16(self.run::<bf16>(storage, layout)?),
             DType::F16 => CpuStorage::F16(self.run::<f16>(storage, layout)?),
-            other => return Err(invalid("xs", "f32, bf16 or f16", other.as_str())),
+            other => return Err(not_a_float(other)),
         };
         Ok((output, layout.shape().clone()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let output = match storage.dtype() {
+            DType::F32 => cuda::forward::<f32>(self, fused_moe::DType::F32, storage, layout)?,
+            DType::BF16 => cuda::forward::<bf16>(self, fused_moe::DType::BF16, storage, layout)?,
+            DType::F16 => cuda::forward::<f16>(self, fused_moe::DType::F16, storage, layout)?,
+            other => return Err(not_a_float(other)),
+        };
+        Ok((output, layout.shape().clone()))
+    }
+
+    #[cfg(not(feature = "cuda"))]
     fn cuda_fwd(&self, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
         Err(borrow::no_cuda())
     }
@@ -65,7 +79,11 @@ impl MoeOp {
     }
 }
 
-#[cfg(test)]
+fn not_a_float(dtype: DType) -> Error {
+    invalid("xs", "f32, bf16 or f16", dtype.as_str())
+}
+
+#[cfg(all(test, not(feature = "cuda")))]
 mod tests {
     use super::*;
 
@@ -77,7 +95,7 @@ mod tests {
         let moe = crate::experts::layer(&gate_up, &down, 1, &crate::ExpertsOptions::default()).unwrap();
         let op = MoeOp { moe, routing: None };
         let cuda = op.cuda_fwd(&CudaStorage, &Layout::contiguous((1, 4))).unwrap_err().to_string();
-        assert!(cuda.contains("cuda is unavailable: this crate does not hand CUDA memory to fused-moe yet"), "{cuda}");
+        assert!(cuda.contains("cuda is unavailable: built without the feature cuda of fused-moe-candle"), "{cuda}");
         let metal = op.metal_fwd(&MetalStorage, &Layout::contiguous((1, 4))).unwrap_err().to_string();
         assert!(metal.contains("metal is unavailable"), "{metal}");
     }
