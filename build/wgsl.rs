@@ -10,10 +10,13 @@ const VARIANTS: [(&str, &str, Capabilities); 2] =
     [("shared/reduce.wgsl", "subgroup", Capabilities::SUBGROUP), ("shared/store.wgsl", "half", Capabilities::empty())];
 
 /// Kernels written for a capability that not every adapter has.
-const SPECIAL: [(&str, Capabilities); 1] = [(
-    "grouped_gemm_coop",
-    Capabilities::COOPERATIVE_MATRIX.union(Capabilities::SHADER_FLOAT16).union(Capabilities::SUBGROUP),
-)];
+const SPECIAL: [(&str, Capabilities); 2] = [
+    ("grouped_gemm_broadcast", Capabilities::SUBGROUP),
+    (
+        "grouped_gemm_coop",
+        Capabilities::COOPERATIVE_MATRIX.union(Capabilities::SHADER_FLOAT16).union(Capabilities::SUBGROUP),
+    ),
+];
 
 /// Reading halves of words as f16: every adapter of this API has it, and naga asks.
 const BASE: Capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;

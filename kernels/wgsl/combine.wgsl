@@ -1,5 +1,6 @@
 // combine: a token's weighted sum of expert outputs, and what is added to it. One lane per word of the output.
 
+// #include "shared/grid.wgsl"
 // #include "shared/numbers.wgsl"
 // #include "shared/math.wgsl"
 
@@ -109,12 +110,8 @@ fn half_word(at: u32, end: u32, before: u32) -> u32 {
 }
 
 @compute @workgroup_size(LANES)
-fn main(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) workgroups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let word = word_of(params.output_at, OUTPUT_DTYPE) + (workgroup.y * workgroups.x + workgroup.x) * LANES + lane;
+fn main(workgroup: Workgroup, @builtin(local_invocation_index) lane: u32) {
+    let word = word_of(params.output_at, OUTPUT_DTYPE) + number_of(workgroup) * LANES + lane;
     let end = params.output_at + params.num_tokens * params.hidden_size;
     if OUTPUT_DTYPE == F32 {
         if word < end {

@@ -1,6 +1,7 @@
 // combine, before, where there are zero experts: what each slot takes from where, so that combine itself binds no more
 // buffers than every adapter has. One lane per slot.
 
+// #include "shared/grid.wgsl"
 // #include "shared/numbers.wgsl"
 
 struct Params {
@@ -27,12 +28,8 @@ struct Params {
 const LANES: u32 = 256u;
 
 @compute @workgroup_size(LANES)
-fn main(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) workgroups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let slot = (workgroup.y * workgroups.x + workgroup.x) * LANES + lane;
+fn main(workgroup: Workgroup, @builtin(local_invocation_index) lane: u32) {
+    let slot = number_of(workgroup) * LANES + lane;
     if slot >= params.num_slots {
         return;
     }

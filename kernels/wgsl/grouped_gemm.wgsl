@@ -4,9 +4,11 @@
 // finds its own: the tiles of expert e are numbered from ⌊expert_offsets[e] / TILE_M⌋ + e on, which leaves each expert
 // at least the tiles it needs; a tile beyond its expert's rows ends at once.
 
+// #include "shared/grid.wgsl"
 // #include "shared/numbers.wgsl"
 // #include "shared/math.wgsl"
 // #include "shared/expert_linear.wgsl"
+// #include "shared/epilogue.wgsl"
 // #include "shared/find_tile.wgsl"
 // #include "shared/store.wgsl"
 
@@ -75,35 +77,13 @@ fn load_weight_kn(lane: u32, expert: u32, first_quad: u32, k0: u32) {
     }
 }
 
-fn store_tile(sums: array<array<vec4<f32>, 2>, MICRO_M>, expert: u32, first_row: u32, end: u32, first_quad: u32) {
-    let bias0 = bias_quad(expert, first_quad);
-    let bias1 = bias_quad(expert, first_quad + 1u);
-    for (var i = 0u; i < MICRO_M; i++) {
-        if first_row + i >= end {
-            return;
-        }
-        let y0 = sums[i][0] + bias0;
-        let y1 = sums[i][1] + bias1;
-        if GATE == GATE_NONE {
-            store_quad(first_row + i, first_quad * 4u, activate_quad(y0, vec4<f32>(1.0)));
-            store_quad(first_row + i, first_quad * 4u + 4u, activate_quad(y1, vec4<f32>(1.0)));
-        } else {
-            store_quad(first_row + i, first_quad * 2u, activate_quad(y0, y1));
-        }
-    }
-}
-
 @compute @workgroup_size(LANES)
-fn main(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) workgroups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let first_quad = workgroup.x * (TILE_N / 4u);
+fn main(workgroup: Workgroup, @builtin(local_invocation_index) lane: u32) {
+    let first_quad = workgroup.id.x * (TILE_N / 4u);
     let lane_m = lane / (TILE_N / MICRO_N);
     let lane_n = lane % (TILE_N / MICRO_N);
     let num_tiles = params.num_rows / TILE_M + params.num_experts;
-    for (var number = workgroup.y; number < num_tiles; number += workgroups.y) {
+    for (var number = workgroup.id.y; number < num_tiles; number += workgroup.count.y) {
         find_tile(number, lane);
         let found = workgroupUniformLoad(&tile);
         if found.y >= found.z {
@@ -127,6 +107,11 @@ fn main(
             }
             workgroupBarrier();
         }
-        store_tile(sums, found.x, found.y + lane_m * MICRO_M, found.z, first_quad + lane_n * 2u);
+        for (var i = 0u; i < MICRO_M; i++) {
+            let row = found.y + lane_m * MICRO_M + i;
+            if row < found.z {
+                finish(row, found.x, first_quad + lane_n * 2u, sums[i]);
+            }
+        }
     }
 }

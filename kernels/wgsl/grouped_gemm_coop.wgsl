@@ -5,9 +5,11 @@ enable wgpu_cooperative_matrix;
 //
 // Tiles are found as in grouped_gemm.wgsl.
 
+// #include "shared/grid.wgsl"
 // #include "shared/numbers.wgsl"
 // #include "shared/math.wgsl"
 // #include "shared/expert_linear.wgsl"
+// #include "shared/epilogue.wgsl"
 // #include "shared/find_tile.wgsl"
 // #include "shared/store.wgsl"
 
@@ -92,30 +94,23 @@ fn store_tile(lane: u32, expert: u32, first_row: u32, end: u32, first_quad: u32)
         let row = i / (TILE_N / 8u);
         let quad = i % (TILE_N / 8u) * 2u;
         if first_row + row < end {
-            let y0 = product_quad(row, quad) + bias_quad(expert, first_quad + quad);
-            let y1 = product_quad(row, quad + 1u) + bias_quad(expert, first_quad + quad + 1u);
-            if GATE == GATE_NONE {
-                store_quad(first_row + row, (first_quad + quad) * 4u, activate_quad(y0, vec4<f32>(1.0)));
-                store_quad(first_row + row, (first_quad + quad) * 4u + 4u, activate_quad(y1, vec4<f32>(1.0)));
-            } else {
-                store_quad(first_row + row, (first_quad + quad) * 2u, activate_quad(y0, y1));
-            }
+            let sums = array<vec4<f32>, 2>(product_quad(row, quad), product_quad(row, quad + 1u));
+            finish(first_row + row, expert, first_quad + quad, sums);
         }
     }
 }
 
 @compute @workgroup_size(LANES)
 fn main(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) workgroups: vec3<u32>,
+    workgroup: Workgroup,
     @builtin(local_invocation_index) lane: u32,
     @builtin(subgroup_id) subgroup: u32,
 ) {
-    let first_quad = workgroup.x * (TILE_N / 4u);
+    let first_quad = workgroup.id.x * (TILE_N / 4u);
     let m = subgroup / 2u * QUARTER;
     let n = subgroup % 2u * QUARTER;
     let num_tiles = params.num_rows / TILE_M + params.num_experts;
-    for (var number = workgroup.y; number < num_tiles; number += workgroups.y) {
+    for (var number = workgroup.id.y; number < num_tiles; number += workgroup.count.y) {
         find_tile(number, lane);
         let found = workgroupUniformLoad(&tile);
         if found.y >= found.z {

@@ -4,10 +4,12 @@
 // One workgroup per row of the output is launched along y; the first row of each ROWS_AT_ONCE of an expert does the
 // work, and the others end at once.
 
+// #include "shared/grid.wgsl"
 // #include "shared/numbers.wgsl"
 // #include "shared/math.wgsl"
 // #include "shared/reduce.wgsl"
 // #include "shared/expert_linear.wgsl"
+// #include "shared/epilogue.wgsl"
 // #include "shared/store.wgsl"
 
 const LANES: u32 = 64u;
@@ -43,18 +45,6 @@ fn find_rows(row: u32, lane: u32) -> vec2<u32> {
     return workgroupUniformLoad(&found);
 }
 
-/// Two quads of a row's product: finished, and written by one lane.
-fn finish(row: u32, expert: u32, quad: u32, sums: array<vec4<f32>, 2>) {
-    let y0 = sums[0] + bias_quad(expert, quad);
-    let y1 = sums[1] + bias_quad(expert, quad + 1u);
-    if GATE == GATE_NONE {
-        store_quad(row, quad * 4u, activate_quad(y0, vec4<f32>(1.0)));
-        store_quad(row, quad * 4u + 4u, activate_quad(y1, vec4<f32>(1.0)));
-    } else {
-        store_quad(row, quad * 2u, activate_quad(y0, y1));
-    }
-}
-
 /// Four weights along K to each of a quad's columns, times the same four of an input row.
 fn quad_dot(x: vec4<f32>, w: array<vec4<f32>, 4>) -> vec4<f32> {
     return vec4<f32>(dot(x, w[0]), dot(x, w[1]), dot(x, w[2]), dot(x, w[3]));
@@ -72,9 +62,9 @@ fn weight_quads(expert: u32, quad: u32, k: u32) -> array<vec4<f32>, 4> {
 
 /// [E, N, K]: all lanes along K, for two quads of columns.
 @compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) workgroups: vec3<u32>, lane: Lane) {
-    let quad = workgroup.x * 2u;
-    for (var row = workgroup.y; row < params.num_rows; row += workgroups.y) {
+fn main(workgroup: Workgroup, lane: Lane) {
+    let quad = workgroup.id.x * 2u;
+    for (var row = workgroup.id.y; row < params.num_rows; row += workgroup.count.y) {
         let expert_end = find_rows(row, lane.index);
         if expert_end.y == 0u {
             continue;
@@ -105,9 +95,9 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) wo
 
 /// [E, K, N]: some lanes along the columns, so that they read next to each other.
 @compute @workgroup_size(LANES)
-fn main_kn(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) workgroups: vec3<u32>, lane: Lane) {
-    let quad = (workgroup.x * LANES_N + lane.index % LANES_N) * 2u;
-    for (var row = workgroup.y; row < params.num_rows; row += workgroups.y) {
+fn main_kn(workgroup: Workgroup, lane: Lane) {
+    let quad = (workgroup.id.x * LANES_N + lane.index % LANES_N) * 2u;
+    for (var row = workgroup.id.y; row < params.num_rows; row += workgroup.count.y) {
         let expert_end = find_rows(row, lane.index);
         if expert_end.y == 0u {
             continue;

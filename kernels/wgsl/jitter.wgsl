@@ -1,5 +1,6 @@
 // jitter: the router's input times uniform noise. One lane per element.
 
+// #include "shared/grid.wgsl"
 // #include "shared/numbers.wgsl"
 // #include "shared/random.wgsl"
 
@@ -21,12 +22,8 @@ struct Params {
 const LANES: u32 = 256u;
 
 @compute @workgroup_size(LANES)
-fn main(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) workgroups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = (workgroup.y * workgroups.x + workgroup.x) * LANES + lane;
+fn main(workgroup: Workgroup, @builtin(local_invocation_index) lane: u32) {
+    let i = number_of(workgroup) * LANES + lane;
     if i >= params.num_tokens * params.hidden_size {
         return;
     }

@@ -5,6 +5,7 @@
 // one workgroup per sequence: 64 slots at a time where a slot of a full expert is dropped, one at a time where it goes
 // to the next best, for that depends on every slot before it.
 
+// #include "shared/grid.wgsl"
 // #include "shared/numbers.wgsl"
 // #include "shared/reduce.wgsl"
 
@@ -50,12 +51,8 @@ fn priority(i: u32) -> u32 {
 
 /// Places token or slot `i` behind all that come before it.
 @compute @workgroup_size(LANES)
-fn order(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) workgroups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = (workgroup.y * workgroups.x + workgroup.x) * LANES + lane;
+fn order(workgroup: Workgroup, @builtin(local_invocation_index) lane: u32) {
+    let i = number_of(workgroup) * LANES + lane;
     let per_token = select(params.top_k, 1u, ORDER == BATCH_PRIORITY);
     let per_sequence = params.tokens_per_sequence * per_token;
     if i >= params.num_tokens * per_token {
@@ -100,12 +97,8 @@ fn clear(loads: u32, lane: u32) {
 }
 
 @compute @workgroup_size(LANES)
-fn drop_slots(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) workgroups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let sequence = workgroup.y * workgroups.x + workgroup.x;
+fn drop_slots(workgroup: Workgroup, @builtin(local_invocation_index) lane: u32) {
+    let sequence = number_of(workgroup);
     if sequence * params.tokens_per_sequence >= params.num_tokens {
         return;
     }
@@ -160,12 +153,8 @@ fn is_taken(slot: u32, expert: u32) -> bool {
 }
 
 @compute @workgroup_size(LANES)
-fn next_best(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) workgroups: vec3<u32>,
-    lane: Lane,
-) {
-    let sequence = workgroup.y * workgroups.x + workgroup.x;
+fn next_best(workgroup: Workgroup, lane: Lane) {
+    let sequence = number_of(workgroup);
     if sequence * params.tokens_per_sequence >= params.num_tokens {
         return;
     }

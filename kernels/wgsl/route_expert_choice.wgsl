@@ -1,6 +1,7 @@
 // route by expert choice, after route_pick has said what tokens are taken by: each expert takes its best tokens, ties to
 // the lowest; then the slots are put in the order of tokens, a token's in that of experts.
 
+// #include "shared/grid.wgsl"
 // #include "shared/numbers.wgsl"
 
 struct Params {
@@ -51,12 +52,8 @@ fn count_from(lane: u32, expert: u32, key: u32) -> u32 {
 
 /// Finds what an expert takes, one workgroup each.
 @compute @workgroup_size(LANES)
-fn find_threshold(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) workgroups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let expert = workgroup.y * workgroups.x + workgroup.x;
+fn find_threshold(workgroup: Workgroup, @builtin(local_invocation_index) lane: u32) {
+    let expert = number_of(workgroup);
     if expert >= params.num_choices {
         return;
     }
@@ -97,12 +94,8 @@ fn is_taken(token: u32, expert: u32) -> bool {
 
 /// Leaves the number of a token's slots where its offset will be, one lane each.
 @compute @workgroup_size(LANES)
-fn count_slots(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) workgroups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let token = (workgroup.y * workgroups.x + workgroup.x) * LANES + lane;
+fn count_slots(workgroup: Workgroup, @builtin(local_invocation_index) lane: u32) {
+    let token = number_of(workgroup) * LANES + lane;
     if token >= params.num_tokens {
         return;
     }
@@ -136,12 +129,8 @@ fn scan_slots(@builtin(local_invocation_index) lane: u32) {
 
 /// Writes a token's slots, one lane each.
 @compute @workgroup_size(LANES)
-fn place_slots(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) workgroups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let token = (workgroup.y * workgroups.x + workgroup.x) * LANES + lane;
+fn place_slots(workgroup: Workgroup, @builtin(local_invocation_index) lane: u32) {
+    let token = number_of(workgroup) * LANES + lane;
     if token >= params.num_tokens {
         return;
     }

@@ -1,5 +1,6 @@
 // route's figures, behind everything but the expert map: sums over the batch, then the scalars.
 
+// #include "shared/grid.wgsl"
 // #include "shared/numbers.wgsl"
 // #include "shared/reduce.wgsl"
 
@@ -53,12 +54,8 @@ fn first_slot(token: u32) -> u32 {
 
 /// Sums a column over the tokens, and what went to its expert over the slots. One workgroup per column.
 @compute @workgroup_size(LANES)
-fn sum_columns(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) workgroups: vec3<u32>,
-    lane: Lane,
-) {
-    let e = workgroup.y * workgroups.x + workgroup.x;
+fn sum_columns(workgroup: Workgroup, lane: Lane) {
+    let e = number_of(workgroup);
     if e >= params.num_choices + 2u {
         return;
     }

@@ -1,5 +1,6 @@
 // route by token id: from a table, or drawn. One lane per token.
 
+// #include "shared/grid.wgsl"
 // #include "shared/numbers.wgsl"
 // #include "shared/random.wgsl"
 
@@ -57,12 +58,8 @@ fn nth_left(first: u32, i: u32, place: u32) -> u32 {
 }
 
 @compute @workgroup_size(LANES)
-fn main(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) workgroups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let token = (workgroup.y * workgroups.x + workgroup.x) * LANES + lane;
+fn main(workgroup: Workgroup, @builtin(local_invocation_index) lane: u32) {
+    let token = number_of(workgroup) * LANES + lane;
     if token >= params.num_tokens {
         return;
     }

@@ -1,6 +1,7 @@
 // route by levels: the best groups, in each its best experts, weighed by the product of both levels. One workgroup per
 // token.
 
+// #include "shared/grid.wgsl"
 // #include "shared/numbers.wgsl"
 // #include "shared/math.wgsl"
 // #include "shared/reduce.wgsl"
@@ -89,12 +90,8 @@ fn pick_members(token: u32, lane: Lane, group: u32, group_weight: f32) {
 }
 
 @compute @workgroup_size(LANES)
-fn main(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) workgroups: vec3<u32>,
-    lane: Lane,
-) {
-    let token = workgroup.y * workgroups.x + workgroup.x;
+fn main(workgroup: Workgroup, lane: Lane) {
+    let token = number_of(workgroup);
     if token >= params.num_tokens {
         return;
     }

@@ -1,5 +1,6 @@
 // route, last: ids to those of this rank. One lane per slot.
 
+// #include "shared/grid.wgsl"
 // #include "shared/numbers.wgsl"
 
 struct Params {
@@ -18,12 +19,8 @@ struct Params {
 const LANES: u32 = 256u;
 
 @compute @workgroup_size(LANES)
-fn main(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) workgroups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let slot = (workgroup.y * workgroups.x + workgroup.x) * LANES + lane;
+fn main(workgroup: Workgroup, @builtin(local_invocation_index) lane: u32) {
+    let slot = number_of(workgroup) * LANES + lane;
     if slot >= params.num_slots {
         return;
     }

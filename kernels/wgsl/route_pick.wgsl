@@ -1,6 +1,7 @@
 // route, where what becomes of a token depends on others: picks, and says by what, for route_capacity or
 // route_expert_choice to decide.
 
+// #include "shared/grid.wgsl"
 // #include "shared/numbers.wgsl"
 // #include "shared/math.wgsl"
 // #include "shared/reduce.wgsl"
@@ -16,12 +17,8 @@
 @group(0) @binding(8) var<storage, read_write> picked_ids: array<u32>;
 
 @compute @workgroup_size(LANES)
-fn main(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) workgroups: vec3<u32>,
-    lane: Lane,
-) {
-    let token = workgroup.y * workgroups.x + workgroup.x;
+fn main(workgroup: Workgroup, lane: Lane) {
+    let token = number_of(workgroup);
     if token >= params.num_tokens {
         return;
     }

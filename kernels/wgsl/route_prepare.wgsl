@@ -1,5 +1,6 @@
 // route, before everything else: logits with noise on them, and NaN where an expert may not be chosen. One lane per logit.
 
+// #include "shared/grid.wgsl"
 // #include "shared/numbers.wgsl"
 // #include "shared/math.wgsl"
 
@@ -43,12 +44,8 @@ fn noise_scale(i: u32) -> f32 {
 }
 
 @compute @workgroup_size(LANES)
-fn main(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) workgroups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = (workgroup.y * workgroups.x + workgroup.x) * LANES + lane;
+fn main(workgroup: Workgroup, @builtin(local_invocation_index) lane: u32) {
+    let i = number_of(workgroup) * LANES + lane;
     let num_logits = params.num_group_logits + params.num_choices;
     if i >= params.num_tokens * num_logits {
         return;

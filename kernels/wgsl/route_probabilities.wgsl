@@ -1,6 +1,7 @@
 // route's figures, first: each token's probabilities, with its share of the z-loss and its entropy. One workgroup per
 // token.
 
+// #include "shared/grid.wgsl"
 // #include "shared/numbers.wgsl"
 // #include "shared/math.wgsl"
 // #include "shared/reduce.wgsl"
@@ -54,12 +55,8 @@ fn write(token: u32, expert: u32, p: f32) -> f32 {
 }
 
 @compute @workgroup_size(LANES)
-fn main(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) workgroups: vec3<u32>,
-    lane: Lane,
-) {
-    let token = workgroup.y * workgroups.x + workgroup.x;
+fn main(workgroup: Workgroup, lane: Lane) {
+    let token = number_of(workgroup);
     if token >= params.num_tokens {
         return;
     }

@@ -1,5 +1,6 @@
 // route, where what becomes of a token depends on others: weighs the slots that it has.
 
+// #include "shared/grid.wgsl"
 // #include "shared/numbers.wgsl"
 // #include "shared/math.wgsl"
 // #include "shared/reduce.wgsl"
@@ -30,12 +31,8 @@ fn basis_id(token: u32, i: u32) -> u32 {
 }
 
 @compute @workgroup_size(LANES)
-fn main(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) workgroups: vec3<u32>,
-    lane: Lane,
-) {
-    let token = workgroup.y * workgroups.x + workgroup.x;
+fn main(workgroup: Workgroup, lane: Lane) {
+    let token = number_of(workgroup);
     if token >= params.num_tokens {
         return;
     }

@@ -1,6 +1,7 @@
 // router_logits: hidden_states · weightᵀ + bias in f32. A workgroup makes a block of tokens by experts, its lanes along
 // H; a logit's sum has the same order whatever is beside it.
 
+// #include "shared/grid.wgsl"
 // #include "shared/numbers.wgsl"
 // #include "shared/math.wgsl"
 // #include "shared/reduce.wgsl"
@@ -59,12 +60,8 @@ fn weight_quad(row: u32, k: u32) -> vec4<f32> {
 }
 
 @compute @workgroup_size(LANES)
-fn main(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) workgroups: vec3<u32>,
-    lane: Lane,
-) {
-    let block = workgroup.y * workgroups.x + workgroup.x;
+fn main(workgroup: Workgroup, lane: Lane) {
+    let block = number_of(workgroup);
     let expert_blocks = (params.num_experts + EXPERTS - 1u) / EXPERTS;
     let first_token = block / expert_blocks * TOKENS;
     let first_expert = block % expert_blocks * EXPERTS;

@@ -184,6 +184,14 @@ impl WgpuDevice {
         if there && (1..=64).contains(&self.info.subgroup_max_size) { subgroup } else { plain }
     }
 
+    /// Lanes of every subgroup, at least 8, where the adapter is emulated on the CPU: there kernels of one subgroup a
+    /// workgroup are the fast ones.
+    pub(super) fn emulated_subgroup(&self) -> Option<u32> {
+        let (least, most) = (self.info.subgroup_min_size, self.info.subgroup_max_size);
+        let there = self.device.features().contains(wgpu::Features::SUBGROUP) && (8..=128).contains(&least);
+        (self.info.device_type == wgpu::DeviceType::Cpu && there && least == most).then_some(least)
+    }
+
     /// Memory of at least `bytes` that kernels use between the launches of one op, which are recorded together.
     pub(super) fn scratch(&self, what: Scratch, bytes: u64) -> Result<wgpu::Buffer> {
         let size = bytes.next_power_of_two().max(1 << 16).min(self.max_binding());

@@ -3,12 +3,12 @@
 use super::bind::{Bound, BoundExperts, check_disjoint, count};
 use super::device::WgpuDevice;
 use super::kernel::{
-    COOPERATIVE, COOPERATIVE_HALF, Constants, GROUPED_GEMM, GROUPED_GEMM_HALF, Kernel, MATVEC, MATVEC_HALF,
-    MATVEC_HALF_SUBGROUP, MATVEC_SUBGROUP,
+    BROADCAST, BROADCAST_HALF, COOPERATIVE, COOPERATIVE_HALF, Constants, GROUPED_GEMM, GROUPED_GEMM_HALF, Kernel,
+    MATVEC, MATVEC_HALF, MATVEC_HALF_SUBGROUP, MATVEC_SUBGROUP,
 };
 use super::params::GroupedGemmParams;
 use super::queue::{Launch, bytes_of};
-use super::tile::{GemmPath, GemmShape, WorkgroupLimits, choose};
+use super::tile::{Adapter, GemmPath, GemmShape, choose};
 use crate::backend::kernel_args::{EpilogueCodes, Gather, dtype_code};
 use crate::config::WeightLayout;
 use crate::error::Result;
@@ -63,7 +63,7 @@ pub(super) fn grouped_gemm(device: &WgpuDevice, args: GroupedGemmArgs<'_>) -> Re
         has_bias: args.bias.is_some().into(),
         ..Default::default()
     };
-    let path = choose(&shape(&args, num_experts), workgroup_limits(device));
+    let path = choose(&shape(&args, num_experts), adapter(device));
     for part in device.bind_experts("weight", args.weight)? {
         let inputs = [
             &bindings.input,
@@ -100,11 +100,12 @@ fn shape(args: &GroupedGemmArgs<'_>, num_experts: usize) -> GemmShape {
     GemmShape { rows, max_rows_per_expert, num_experts, batch_invariant: args.batch_invariant, f16 }
 }
 
-fn workgroup_limits(device: &WgpuDevice) -> WorkgroupLimits {
-    WorkgroupLimits {
+fn adapter(device: &WgpuDevice) -> Adapter {
+    Adapter {
         lanes: device.limits.max_compute_invocations_per_workgroup,
         memory: device.limits.max_compute_workgroup_storage_size,
         matrix_units: device.matrix_units,
+        emulated_subgroup: device.emulated_subgroup(),
     }
 }
 
@@ -130,20 +131,28 @@ fn launch(
         let gated = matches!(args.epilogue, Epilogue::Gated { .. });
         params.n_out.div_ceil(if gated { columns / 2 } else { columns })
     };
+    // Where a grid has not enough of them, workgroups take every so many-th piece of work.
+    let max = device.limits.max_compute_workgroups_per_dimension;
     // As many as there can be, however the rows are spread over the experts.
-    let row_tiles = |tile_m: u32| if params.num_rows == 0 { 0 } else { params.num_rows / tile_m + params.num_experts };
+    let row_tiles = |tile_m: u32| match params.num_rows {
+        0 => 0,
+        num_rows => (num_rows / tile_m + params.num_experts).min(max),
+    };
     let (entry, workgroups) = match path {
         GemmPath::Matvec { rows } => {
             constants.push(("ROWS_AT_ONCE", rows));
-            (if kn { "main_kn" } else { "main" }, [columns(if kn { 64 } else { 8 }), params.num_rows])
+            (if kn { "main_kn" } else { "main" }, [columns(if kn { 64 } else { 8 }), params.num_rows.min(max)])
         }
         GemmPath::Tiled(tile) => {
             constants.extend([("TILE_M", tile.m), ("TILE_N", tile.n), ("LANES", tile.lanes)]);
             ("main", [columns(tile.n), row_tiles(tile.m)])
         }
+        GemmPath::Broadcast { m, lanes } => {
+            constants.extend([("TILE_M", m), ("LANES", lanes)]);
+            ("main", [row_tiles(m), columns(8 * lanes)])
+        }
         GemmPath::Cooperative => ("main", [columns(64), row_tiles(64)]),
     };
-    let max = device.limits.max_compute_workgroups_per_dimension;
     device.launch(Launch {
         kernel: kernel(device, path, args.output.dtype()),
         entry,
@@ -159,8 +168,7 @@ fn launch(
             bindings.bias.binding.clone(),
             bindings.output.binding.clone(),
         ],
-        // Along y, workgroups take every so many-th piece of work where a grid has not enough of them.
-        workgroups: [workgroups[0], workgroups[1].min(max), 1],
+        workgroups: [workgroups[0], workgroups[1], 1],
     })
 }
 
@@ -168,6 +176,8 @@ fn kernel(device: &WgpuDevice, path: GemmPath, output: DType) -> &'static Kernel
     match (path, output) {
         (GemmPath::Tiled(_), DType::F32) => &GROUPED_GEMM,
         (GemmPath::Tiled(_), _) => &GROUPED_GEMM_HALF,
+        (GemmPath::Broadcast { .. }, DType::F32) => &BROADCAST,
+        (GemmPath::Broadcast { .. }, _) => &BROADCAST_HALF,
         (GemmPath::Cooperative, DType::F32) => &COOPERATIVE,
         (GemmPath::Cooperative, _) => &COOPERATIVE_HALF,
         (GemmPath::Matvec { .. }, DType::F32) => device.with_subgroups(&MATVEC, &MATVEC_SUBGROUP),

@@ -68,6 +68,8 @@ kernel!(MATVEC, "grouped_gemm_matvec", GROUPED_GEMM_BINDINGS);
 kernel!(MATVEC_HALF, "grouped_gemm_matvec.half", GROUPED_GEMM_BINDINGS);
 kernel!(MATVEC_SUBGROUP, "grouped_gemm_matvec.subgroup", GROUPED_GEMM_BINDINGS);
 kernel!(MATVEC_HALF_SUBGROUP, "grouped_gemm_matvec.subgroup.half", GROUPED_GEMM_BINDINGS);
+kernel!(BROADCAST, "grouped_gemm_broadcast", GROUPED_GEMM_BINDINGS);
+kernel!(BROADCAST_HALF, "grouped_gemm_broadcast.half", GROUPED_GEMM_BINDINGS);
 kernel!(COOPERATIVE, "grouped_gemm_coop", GROUPED_GEMM_BINDINGS);
 kernel!(COOPERATIVE_HALF, "grouped_gemm_coop.half", GROUPED_GEMM_BINDINGS);
 kernel!(COMBINE_SLOTS, "combine_slots", &[Read, Read, Read, Read, Write, Write]);

@@ -308,6 +308,8 @@ mod tests {
             row!(MATVEC_HALF, GroupedGemmParams),
             row!(MATVEC_SUBGROUP, GroupedGemmParams),
             row!(MATVEC_HALF_SUBGROUP, GroupedGemmParams),
+            row!(BROADCAST, GroupedGemmParams),
+            row!(BROADCAST_HALF, GroupedGemmParams),
             row!(COOPERATIVE, GroupedGemmParams),
             row!(COOPERATIVE_HALF, GroupedGemmParams),
             row!(COMBINE, CombineParams),

@@ -47,6 +47,7 @@ pub const CANDIDATES: &[Candidate] = &[
     Candidate::small("reference", || Ok(Device::reference())),
     Candidate::small("remote", || Ok(Device::new(Remote::default()))),
     Candidate::new("wgpu", || Device::by_name("wgpu")),
+    Candidate::new("wgpu-plain", plain_wgpu),
     Candidate::new("cuda", || Device::by_name("cuda")),
     Candidate { own: true, ..Candidate::small("ptx-vm", ptx_vm) },
 ];
@@ -63,6 +64,20 @@ fn ptx_vm() -> Result<Device> {
 #[cfg(not(feature = "cuda"))]
 fn ptx_vm() -> Result<Device> {
     Err(Error::Unavailable { backend: "cuda", reason: "not in this build".into() })
+}
+
+/// Without features that an adapter need not have, which is another set of kernels. On an adapter that is emulated on
+/// the CPU, the tiles of GPUs are among them.
+#[cfg(feature = "wgpu")]
+fn plain_wgpu() -> Result<Device> {
+    use fused_moe::backend::wgpu::{WgpuDevice, WgpuOptions};
+    let options = WgpuOptions { features: wgpu::Features::empty(), ..WgpuOptions::default() };
+    WgpuDevice::with_options(&options).map(Device::new)
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn plain_wgpu() -> Result<Device> {
+    Device::by_name("wgpu")
 }
 
 fn cpu(set: InstructionSet) -> Result<Device> {
