@@ -10,6 +10,7 @@ mod level;
 mod math;
 mod pick;
 mod prepare;
+mod select;
 mod tokens;
 mod weigh;
 

@@ -4,21 +4,24 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{Simd, TILE, Task};
+use super::{Lanes, MAX_LANES, Simd, TILE, Task};
 
-/// Proof that the machine has AVX2, FMA and F16C.
+/// Proof that the machine has AVX2, FMA and F16C, and BMI and POPCNT, which came before them.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::backend::cpu) struct Avx2(());
 
 impl Avx2 {
     pub(super) fn detect() -> Option<Self> {
-        let here =
-            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+        let here = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c")
+            && is_x86_feature_detected!("bmi1")
+            && is_x86_feature_detected!("popcnt");
         here.then_some(Self(()))
     }
 }
 
-#[target_feature(enable = "avx2,fma,f16c")]
+#[target_feature(enable = "avx2,fma,f16c,bmi1,popcnt")]
 fn run(task: impl Task) {
     task.run();
 }
@@ -85,5 +88,79 @@ impl Simd for Avx2 {
     unsafe fn store(self, to: *mut f32, vector: __m256) {
         // SAFETY: `self` proves AVX; the caller promises 8 elements.
         unsafe { _mm256_storeu_ps(to, vector) }
+    }
+}
+
+/// The two halves of a block.
+///
+/// # Safety
+/// The machine has AVX2.
+#[inline(always)]
+unsafe fn halves(block: &[u32; MAX_LANES]) -> [__m256i; 2] {
+    let half = block.as_ptr().cast::<__m256i>();
+    // SAFETY: a block is two vectors; the caller promises AVX2.
+    unsafe { [_mm256_loadu_si256(half), _mm256_loadu_si256(half.add(1))] }
+}
+
+/// Of `first` and, no larger, `second` in each place: the two largest of all.
+///
+/// # Safety
+/// The machine has AVX2.
+#[inline(always)]
+pub(super) unsafe fn top2_of(first: __m256i, second: __m256i) -> [u32; 2] {
+    // SAFETY: the caller promises AVX2.
+    unsafe {
+        let merge = |f: [__m128i; 2], s: [__m128i; 2]| {
+            let second = _mm_max_epu32(_mm_max_epu32(s[0], s[1]), _mm_min_epu32(f[0], f[1]));
+            (_mm_max_epu32(f[0], f[1]), second)
+        };
+        let halves = |v| [_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v)];
+        let (f, s) = merge(halves(first), halves(second));
+        let (f, s) = merge([f, _mm_shuffle_epi32::<0x4e>(f)], [s, _mm_shuffle_epi32::<0x4e>(s)]);
+        let (f, s) = merge([f, _mm_shuffle_epi32::<0xb1>(f)], [s, _mm_shuffle_epi32::<0xb1>(s)]);
+        [_mm_cvtsi128_si32(f) as u32, _mm_cvtsi128_si32(s) as u32]
+    }
+}
+
+impl Lanes for Avx2 {
+    #[inline(always)]
+    fn at_least(self, values: &[u32; MAX_LANES], bound: u32) -> u16 {
+        // SAFETY: `self` proves AVX2.
+        let [low, high] = unsafe {
+            let bound = _mm256_set1_epi32(bound as i32);
+            halves(values).map(|half| {
+                let is_max = _mm256_cmpeq_epi32(_mm256_max_epu32(half, bound), half);
+                _mm256_movemask_ps(_mm256_castsi256_ps(is_max)) as u16
+            })
+        };
+        low | high << 8
+    }
+
+    #[inline(always)]
+    fn max(self, blocks: &[[u32; MAX_LANES]]) -> [u32; MAX_LANES] {
+        // SAFETY: `self` proves AVX2; two vectors are a block.
+        unsafe {
+            let mut max = [_mm256_setzero_si256(); 2];
+            for block in blocks {
+                let [low, high] = halves(block);
+                max = [_mm256_max_epu32(max[0], low), _mm256_max_epu32(max[1], high)];
+            }
+            std::mem::transmute::<[__m256i; 2], [u32; MAX_LANES]>(max)
+        }
+    }
+
+    #[inline(always)]
+    fn top2(self, blocks: &[[u32; MAX_LANES]]) -> [u32; 2] {
+        // SAFETY: `self` proves AVX2.
+        unsafe {
+            let (mut first, mut second) = (_mm256_setzero_si256(), _mm256_setzero_si256());
+            for block in blocks {
+                for half in halves(block) {
+                    second = _mm256_max_epu32(second, _mm256_min_epu32(first, half));
+                    first = _mm256_max_epu32(first, half);
+                }
+            }
+            top2_of(first, second)
+        }
     }
 }

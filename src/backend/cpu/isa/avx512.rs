@@ -4,9 +4,10 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{Simd, TILE, Task};
+use super::avx2::top2_of;
+use super::{Lanes, MAX_LANES, Simd, TILE, Task};
 
-/// Proof that the machine has AVX-512 F, BW, DQ and VL (with them come FMA and F16C).
+/// Proof that the machine has AVX-512 F, BW, DQ and VL (with them come FMA, F16C, BMI and POPCNT).
 #[derive(Clone, Copy, Debug)]
 pub(in crate::backend::cpu) struct Avx512(());
 
@@ -17,12 +18,14 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c");
+            && is_x86_feature_detected!("f16c")
+            && is_x86_feature_detected!("bmi1")
+            && is_x86_feature_detected!("popcnt");
         here.then_some(Self(()))
     }
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma,f16c,bmi1,popcnt")]
 fn run(task: impl Task) {
     task.run();
 }
@@ -140,5 +143,42 @@ impl Simd for Avx512 {
     unsafe fn store(self, to: *mut f32, vector: __m512) {
         // SAFETY: `self` proves AVX-512F; the caller promises 16 elements.
         unsafe { _mm512_storeu_ps(to, vector) }
+    }
+}
+
+impl Lanes for Avx512 {
+    #[inline(always)]
+    fn at_least(self, values: &[u32; MAX_LANES], bound: u32) -> u16 {
+        // SAFETY: `self` proves AVX-512F; a block is a vector.
+        unsafe { _mm512_cmpge_epu32_mask(_mm512_loadu_si512(values.as_ptr().cast()), _mm512_set1_epi32(bound as i32)) }
+    }
+
+    #[inline(always)]
+    fn max(self, blocks: &[[u32; MAX_LANES]]) -> [u32; MAX_LANES] {
+        // SAFETY: `self` proves AVX-512F; a block is a vector.
+        unsafe {
+            let mut max = _mm512_setzero_si512();
+            for block in blocks {
+                max = _mm512_max_epu32(max, _mm512_loadu_si512(block.as_ptr().cast()));
+            }
+            std::mem::transmute::<__m512i, [u32; MAX_LANES]>(max)
+        }
+    }
+
+    #[inline(always)]
+    fn top2(self, blocks: &[[u32; MAX_LANES]]) -> [u32; 2] {
+        // SAFETY: `self` proves AVX-512 F and VL, and with them AVX2; a block is a vector.
+        unsafe {
+            let (mut first, mut second) = (_mm512_setzero_si512(), _mm512_setzero_si512());
+            for block in blocks {
+                let block = _mm512_loadu_si512(block.as_ptr().cast());
+                second = _mm512_max_epu32(second, _mm512_min_epu32(first, block));
+                first = _mm512_max_epu32(first, block);
+            }
+            let halves = |v| [_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64::<1>(v)];
+            let ([f0, f1], [s0, s1]) = (halves(first), halves(second));
+            let second = _mm256_max_epu32(_mm256_max_epu32(s0, s1), _mm256_min_epu32(f0, f1));
+            top2_of(_mm256_max_epu32(f0, f1), second)
+        }
     }
 }

@@ -109,19 +109,19 @@ impl Isa {
         best.unwrap_or(Self::Portable(portable::Portable))
     }
 
-    /// Runs `task` with everything inlined into it compiled for the instruction set's floats: those of AVX-512 are
-    /// also those of the sets above it.
-    pub(super) fn vectorize(self, task: impl Task) {
+    /// Runs `task` with everything inlined into it compiled for the instruction set's floats and integers: those of
+    /// AVX-512 are also those of the sets above it.
+    pub(super) fn vectorize(self, task: impl LanesTask) {
         match self {
-            Self::Portable(portable) => portable.vectorize(task),
+            Self::Portable(portable) => portable.vectorize(WithLanes(portable, task)),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2(avx2) => avx2.vectorize(task),
+            Self::Avx2(avx2) => avx2.vectorize(WithLanes(avx2, task)),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512(avx512) => avx512.vectorize(task),
+            Self::Avx512(avx512) => avx512.vectorize(WithLanes(avx512, task)),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512Bf16(set) => set.avx512().vectorize(task),
+            Self::Avx512Bf16(set) => Self::Avx512(set.avx512()).vectorize(task),
             #[cfg(target_arch = "x86_64")]
-            Self::Amx(set) => set.avx512bf16().avx512().vectorize(task),
+            Self::Amx(set) => Self::Avx512Bf16(set.avx512bf16()).vectorize(task),
         }
     }
 
@@ -143,6 +143,32 @@ impl Isa {
 /// Work that an instruction set compiles for itself: implementors mark `run` `#[inline(always)]`.
 pub(super) trait Task {
     fn run(self);
+}
+
+/// As [`Task`], for work that needs an instruction set's [`Lanes`].
+pub(super) trait LanesTask {
+    fn run(self, lanes: impl Lanes);
+}
+
+struct WithLanes<L, T>(L, T);
+
+impl<L: Lanes, T: LanesTask> Task for WithLanes<L, T> {
+    #[inline(always)]
+    fn run(self) {
+        self.1.run(self.0);
+    }
+}
+
+/// What the compiler makes no vectors of by itself, on 16 integers at a time: everywhere the same results.
+pub(super) trait Lanes: Simd {
+    /// Bit i: whether the i-th is at least `bound`.
+    fn at_least(self, values: &[u32; MAX_LANES], bound: u32) -> u16;
+
+    /// The largest in each place; of no blocks, 0.
+    fn max(self, blocks: &[[u32; MAX_LANES]]) -> [u32; MAX_LANES];
+
+    /// The two largest of all, the largest first; 0 for what is not there.
+    fn top2(self, blocks: &[[u32; MAX_LANES]]) -> [u32; 2];
 }
 
 /// Vectors of f32, and widening loads into them.

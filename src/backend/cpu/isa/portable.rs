@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::{Simd, TILE, Task};
+use super::{Lanes, MAX_LANES, Simd, TILE, Task};
 
 /// Needs no proof.
 #[derive(Clone, Copy, Debug)]
@@ -61,5 +61,23 @@ impl Simd for Portable {
     unsafe fn store(self, to: *mut f32, vector: Self::Vector) {
         // SAFETY: the caller's promise: LANES elements.
         unsafe { to.cast::<[f32; LANES]>().write_unaligned(vector) }
+    }
+}
+
+impl Lanes for Portable {
+    #[inline(always)]
+    fn at_least(self, values: &[u32; MAX_LANES], bound: u32) -> u16 {
+        values.iter().enumerate().fold(0, |bits, (i, &value)| bits | u16::from(value >= bound) << i)
+    }
+
+    #[inline(always)]
+    fn max(self, blocks: &[[u32; MAX_LANES]]) -> [u32; MAX_LANES] {
+        let max = |a: [u32; MAX_LANES], b: &[u32; MAX_LANES]| std::array::from_fn(|i| a[i].max(b[i]));
+        blocks.iter().fold([0; MAX_LANES], max)
+    }
+
+    #[inline(always)]
+    fn top2(self, blocks: &[[u32; MAX_LANES]]) -> [u32; 2] {
+        blocks.as_flattened().iter().fold([0; 2], |[first, second], &x| [first.max(x), second.max(first.min(x))])
     }
 }

@@ -5,9 +5,10 @@ use std::cell::Cell;
 use rayon::prelude::*;
 
 use super::Rule;
-use super::pick;
+use super::pick::{self, Scratch as TokenScratch};
 use super::tokens::with_scratch;
 use super::weigh::{self, Basis, Softmax};
+use crate::backend::cpu::isa::{Lanes, LanesTask};
 use crate::routing::CapacityLimit;
 
 /// Tokens that are ranked in one task.
@@ -51,13 +52,7 @@ pub(super) fn route(
     order.resize(router_logits.len(), 0);
     let blocks = order.par_chunks_mut(TOKENS * num_choices).zip(softmax.par_chunks_mut(TOKENS));
     blocks.zip(router_logits.par_chunks(TOKENS * num_choices)).for_each(|((order, softmax), logits)| {
-        with_scratch(|scratch| {
-            let rows = order.chunks_exact_mut(num_choices).zip(logits.chunks_exact(num_choices));
-            for ((order, row), softmax) in rows.zip(softmax) {
-                *softmax = pick::rank(rule, row, scratch);
-                order.copy_from_slice(scratch.order_keys(num_choices));
-            }
-        });
+        with_scratch(|scratch| rule.isa.vectorize(Rank { rule, logits, order, softmax, scratch }));
     });
     takers.clear();
     takers.extend((0..num_choices as u32).filter(|&e| !rule.config.is_disabled(e as usize)));
@@ -72,6 +67,27 @@ pub(super) fn route(
         let ids = &topk_ids[slots.clone()];
         let basis = Basis::of(rule, row, &softmax[token], ids);
         weigh::weigh(rule, row, &softmax[token], &basis, ids, &mut topk_weights[slots]);
+    }
+}
+
+/// Some tokens' order keys and softmax.
+struct Rank<'r> {
+    rule: &'r Rule<'r>,
+    logits: &'r [f32],
+    order: &'r mut [u32],
+    softmax: &'r mut [Softmax],
+    scratch: &'r mut TokenScratch,
+}
+
+impl LanesTask for Rank<'_> {
+    #[inline(always)]
+    fn run(self, lanes: impl Lanes) {
+        let num_choices = self.rule.num_choices;
+        let rows = self.order.chunks_exact_mut(num_choices).zip(self.logits.chunks_exact(num_choices));
+        for ((order, row), softmax) in rows.zip(self.softmax) {
+            *softmax = pick::rank(lanes, self.rule, row, self.scratch);
+            order.copy_from_slice(self.scratch.order_keys(num_choices));
+        }
     }
 }
 

@@ -11,12 +11,6 @@ pub(super) fn max(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
 
-/// One instruction: where `a` is NaN, `b`.
-#[inline(always)]
-pub(super) fn min(a: f32, b: f32) -> f32 {
-    if a < b { a } else { b }
-}
-
 /// `x` within `±limit`; a NaN stays one.
 #[inline(always)]
 pub(super) fn clamp(x: f32, limit: f32) -> f32 {

@@ -6,7 +6,7 @@ use super::Rule;
 use super::pick::{self, Scratch};
 use super::weigh::{self, Basis, Softmax};
 use super::{level, pick::order_key};
-use crate::backend::cpu::isa::Task;
+use crate::backend::cpu::isa::{Lanes, LanesTask};
 use crate::routing::noise::{self, Stream};
 use crate::routing::{MASKED, Noise, NoiseKind, Selection};
 
@@ -94,15 +94,15 @@ struct Pick<'p> {
     scratch: &'p mut Scratch,
 }
 
-impl Task for Pick<'_> {
+impl LanesTask for Pick<'_> {
     #[inline(always)]
-    fn run(self) {
-        pick_each(self.rule, self.block, self.scratch);
+    fn run(self, lanes: impl Lanes) {
+        pick_each(lanes, self.rule, self.block, self.scratch);
     }
 }
 
 #[inline(always)]
-fn pick_each(rule: &Rule<'_>, block: Block<'_>, scratch: &mut Scratch) {
+fn pick_each(lanes: impl Lanes, rule: &Rule<'_>, block: Block<'_>, scratch: &mut Scratch) {
     let top_k = rule.config.top_k;
     let Block { first_token, router_logits, topk_ids, topk_weights, mut record } = block;
     let outputs = topk_ids.chunks_exact_mut(top_k).zip(topk_weights.chunks_exact_mut(top_k));
@@ -113,12 +113,12 @@ fn pick_each(rule: &Rule<'_>, block: Block<'_>, scratch: &mut Scratch) {
             level::pick(rule, levels, row, scratch, ids, weights);
             continue;
         }
-        let softmax = match rule.config.selection {
+        let (softmax, scores) = match rule.config.selection {
             Selection::Hash { seed } => {
                 pick_by_hash(rule, seed, rule.token_ids[token], ids);
-                pick::softmax_of(rule, row, scratch)
+                (pick::softmax_of(rule, row, scratch), None)
             }
-            _ => pick::pick(rule, token, row, scratch, ids),
+            _ => (pick::pick(lanes, rule, token, row, scratch, ids), scratch.scores(rule)),
         };
         if let Some(record) = &mut record {
             record.softmax[i] = softmax;
@@ -129,7 +129,7 @@ fn pick_each(rule: &Rule<'_>, block: Block<'_>, scratch: &mut Scratch) {
             }
         }
         keep_at_random(rule, token, row, &softmax, ids);
-        weigh::weigh_once(rule, row, &softmax, ids, weights);
+        weigh::weigh_once(rule, row, scores, &softmax, ids, weights);
     }
 }
 

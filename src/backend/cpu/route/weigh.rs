@@ -89,15 +89,29 @@ fn weight(rule: &Rule<'_>, row: &[f32], softmax: &Softmax, basis: &Basis, id: u3
     }
 }
 
-/// [`weigh`] on the basis of these very experts, each of whose scores is computed once.
+/// [`weigh`] on the basis of these very experts, each of whose scores is computed once: here, or before, where all
+/// `scores` are known.
 #[inline(always)]
-pub(super) fn weigh_once(rule: &Rule<'_>, row: &[f32], softmax: &Softmax, ids: &[u32], weights: &mut [f32]) {
+pub(super) fn weigh_once(
+    rule: &Rule<'_>,
+    row: &[f32],
+    scores: Option<&[f32]>,
+    softmax: &Softmax,
+    ids: &[u32],
+    weights: &mut [f32],
+) {
     if let Selection::SparseMixer { .. } = rule.config.selection {
         return weigh(rule, row, softmax, &Basis::default(), ids, weights);
     }
     let basis = Basis::before_normalizing(rule, row, ids);
+    let of = |id| weight(rule, row, softmax, &basis, id);
+    let scores = scores.filter(|_| rule.config.weight == WeightFunction::Score);
     for (out, &id) in weights.iter_mut().zip(ids) {
-        *out = if id == MASKED { 0.0 } else { weight(rule, row, softmax, &basis, id) };
+        *out = match scores {
+            _ if id == MASKED => 0.0,
+            Some(scores) => Some(scores[id as usize]).filter(|score| !score.is_nan()).unwrap_or(0.0),
+            None => of(id),
+        };
     }
     let factor = match renormalize(rule) {
         Some(renormalize) => basis.factor / renormalize.denominator(weights.iter().copied()),
