@@ -9,6 +9,7 @@ pub mod presets;
 pub mod report;
 pub mod routing;
 pub mod stack;
+pub mod timed;
 pub mod verify;
 
 use std::sync::OnceLock;
