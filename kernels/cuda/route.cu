@@ -7,8 +7,8 @@
 // Ids are unique and in range whatever the logits are: a NaN orders as -inf, and a picked expert leaves the choice.
 //
 // With two levels of groups and experts: common/route_levels.cuh.
-// With capacity, what one token gets depends on the others: route_pick picks and says by what, route_capacity.cu decides
-// which slots are kept, and route_weigh weighs those.
+// With capacity, or where experts choose, what one token gets depends on the others: route_pick picks and says by what,
+// route_capacity.cu or route_expert_choice.cu decides which slots there are, and route_weigh weighs those.
 //
 // Shared memory (dynamic), per warp: see common/route_rule.cuh.
 #include "common/route_levels.cuh"
@@ -19,7 +19,7 @@ extern __shared__ uint32_t shared[];
 
 __device__ __forceinline__ Token warps_token(const RouteParams& p) {
   const uint32_t token = blockIdx.x * (blockDim.x / 32) + warp_id();
-  return Token(p, token, shared + warp_id() * (2 * p.num_choices + p.top_k + p.num_groups));
+  return Token(p, token, shared + warp_id() * (2 * p.num_choices + p.max_slots + p.num_groups));
 }
 
 __device__ __forceinline__ Softmax load(Token& t) {
@@ -27,9 +27,22 @@ __device__ __forceinline__ Softmax load(Token& t) {
   return t.p.score == SCORE_SOFTMAX ? t.softmax_over_all() : Softmax{0.f, 1.f};
 }
 
-// The token's row of a [T, k] tensor.
+// The token's part of a tensor over all slots.
 __device__ __forceinline__ uint32_t* slots(const Token& t, uint64_t tensor) {
-  return at<uint32_t>(tensor) + static_cast<uint64_t>(t.token) * t.p.top_k;
+  return at<uint32_t>(tensor) + t.first_slot;
+}
+
+__device__ __forceinline__ void write_ids(const Token& t, uint64_t tensor) {
+  for (uint32_t i = lane_id(); i < t.num_slots; i += 32) slots(t, tensor)[i] = t.ids[i];
+}
+
+// By tokens, or, where experts choose, by experts, which then go through their tokens.
+__device__ __forceinline__ void write_choice_keys(const Token& t) {
+  const bool by_experts = t.p.selection == EXPERTS_SELECT;
+  const uint64_t stride = by_experts ? t.p.num_tokens : 1;
+  uint32_t* keys = at<uint32_t>(t.p.choice_keys) + t.token * (by_experts ? 1ull : t.p.num_choices);
+  for (uint32_t e = lane_id(); e < t.p.num_choices; e += 32) keys[e * stride] = t.keys[e];
+  __syncwarp();
 }
 
 }  // namespace
@@ -40,8 +53,9 @@ extern "C" __global__ void __launch_bounds__(128) route(const __grid_constant__ 
   const Softmax over_all = load(t);
   t.make_keys(over_all);
   if (p.selection == SELECT_LEVELS) return route_by_level(t);
-  t.pick(over_all);
-  for (uint32_t i = lane_id(); i < p.top_k; i += 32) slots(t, p.topk_ids)[i] = t.ids[i];
+  t.pick();
+  t.keep_at_random(over_all);
+  write_ids(t, p.topk_ids);
   weigh(t, over_all, t.ids);
 }
 
@@ -50,11 +64,11 @@ extern "C" __global__ void __launch_bounds__(128) route_pick(const __grid_consta
   if (t.token >= p.num_tokens) return;
   const Softmax over_all = load(t);
   t.make_keys(over_all);
-  uint32_t* choice_keys = at<uint32_t>(p.choice_keys) + static_cast<uint64_t>(t.token) * p.num_choices;
-  for (uint32_t e = lane_id(); e < p.num_choices; e += 32) choice_keys[e] = t.keys[e];
-  __syncwarp();
-  t.pick(over_all);
-  for (uint32_t i = lane_id(); i < p.top_k; i += 32) {
+  write_choice_keys(t);
+  t.pick();
+  if (p.basis_ids != 0) write_ids(t, p.basis_ids);
+  t.keep_at_random(over_all);
+  for (uint32_t i = lane_id(); i < t.num_slots; i += 32) {
     const uint32_t id = t.ids[i];
     slots(t, p.picked_ids)[i] = id;
     // A slot without an expert comes last.
@@ -65,10 +79,15 @@ extern "C" __global__ void __launch_bounds__(128) route_pick(const __grid_consta
 extern "C" __global__ void __launch_bounds__(128) route_weigh(const __grid_constant__ RouteParams p) {
   Token t = warps_token(p);
   if (t.token >= p.num_tokens) return;
+  if (p.token_offsets != 0) {
+    const uint32_t* offsets = at<const uint32_t>(p.token_offsets) + t.token;
+    t.first_slot = offsets[0];
+    t.num_slots = offsets[1] - offsets[0];
+  }
   const Softmax over_all = load(t);
-  for (uint32_t i = lane_id(); i < p.top_k; i += 32) t.ids[i] = slots(t, p.topk_ids)[i];
+  for (uint32_t i = lane_id(); i < t.num_slots; i += 32) t.ids[i] = slots(t, p.topk_ids)[i];
   __syncwarp();
-  weigh(t, over_all, p.picked_ids != 0 ? slots(t, p.picked_ids) : t.ids);
+  weigh(t, over_all, p.basis_ids != 0 ? slots(t, p.basis_ids) : t.ids);
 }
 
 // Expert parallelism: ids become those of this rank; a slot whose expert is on another has no expert and no weight.

@@ -30,6 +30,7 @@ const TESTS: &[&[Test]] = &[
     jitter::TESTS,
     router_logits::TESTS,
     route::TESTS,
+    route::SELECTIONS,
     permute::TESTS,
     grouped_gemm::TESTS,
     combine::TESTS,

@@ -77,7 +77,13 @@ const PERMUTE: &[Bug] = &[
 const COMBINE: &[Bug] = &[
     bug("a masked slot's row is read", "combine", "combine.cu", "if (row == MASKED) return;", ""),
     bug("columns past the last", "combine", "combine.cu", "if (column >= p.hidden_size) return;", ""),
-    bug("ragged slots end early", "combine", "combine.cu", "(p.token_offsets)[token + 1]", "(p.token_offsets)[token]"),
+    bug(
+        "ragged slots end early",
+        "combine",
+        "combine.cu",
+        "(p.token_offsets)[token + 1]",
+        "(p.token_offsets)[token]",
+    ),
     bug(
         "the first zero expert is none",
         "combine",
@@ -135,10 +141,69 @@ const ROUTE: &[Bug] = &[
         "the selection bias is ignored",
         "route",
         "common/route_rule.cuh",
-        "score(x, over_all) + bias",
-        "score(x, over_all)",
+        "(by_score ? score(x, over_all) : x) + bias",
+        "(by_score ? score(x, over_all) : x)",
     ),
     bug("one group too many", "route", "common/route_rule.cuh", "ahead >= p.topk_groups", "ahead > p.topk_groups"),
+];
+
+const ROUTE_SELECTIONS: &[Bug] = &[
+    bug(
+        "of equal keys the last tokens are taken",
+        "route_expert_choice",
+        "route_expert_choice.cu",
+        "token_key == key && token < end",
+        "token_key == key && token >= end",
+    ),
+    bug(
+        "an expert takes one token too few",
+        "route_expert_choice",
+        "route_expert_choice.cu",
+        ">= p.tokens_per_expert;",
+        "> p.tokens_per_expert;",
+    ),
+    bug(
+        "both steps' counts in the same place",
+        "route_expert_choice",
+        "route_expert_choice.cu",
+        "words + shift / 2 % 2 * 96",
+        "words",
+    ),
+    bug(
+        "no barrier before factors change",
+        "route_sinkhorn",
+        "route_sinkhorn.cu",
+        "add_row(p, token, factors, mine);\n    __syncthreads();",
+        "add_row(p, token, factors, mine);",
+    ),
+    bug(
+        "rows are not scaled",
+        "route_sinkhorn",
+        "route_sinkhorn.cu",
+        "sums[e].add(row[e] * scale)",
+        "sums[e].add(row[e])",
+    ),
+    bug(
+        "a chunk's probabilities without their last",
+        "route_figures",
+        "route_figures.cu",
+        "token < end; token += SUM_WARPS",
+        "token + 1 < end; token += SUM_WARPS",
+    ),
+    bug(
+        "a chunk's slots counted by all its warps",
+        "route_figures",
+        "route_figures.cu",
+        "slot < end_slot; slot += SUM_WARPS",
+        "slot < end_slot; slot += 1",
+    ),
+    bug(
+        "weights by what is left of the choices, not by all",
+        "route",
+        "route.cu",
+        "p.basis_ids != 0 ? slots(t, p.basis_ids) : t.ids",
+        "t.ids",
+    ),
 ];
 
 const DECODE: &[Bug] = &[
@@ -253,7 +318,7 @@ const MMA: &[Bug] = &[
 
 /// A trial for each bug; they need the nvcc that the crate was built with.
 pub fn trials() -> Vec<Trial> {
-    [PERMUTE, COMBINE, ROUTER_LOGITS, ROUTE, DECODE, SIMT, MMA]
+    [PERMUTE, COMBINE, ROUTER_LOGITS, ROUTE, ROUTE_SELECTIONS, DECODE, SIMT, MMA]
         .into_iter()
         .flatten()
         .map(|bug| Trial::ignorable_test(format!("planted/{}: {}", bug.kernels, bug.what), move || check(bug)))
@@ -270,7 +335,7 @@ fn check(bug: &'static Bug) -> Result<Completion, Failed> {
     // A bug may make a kernel run for ever.
     config.max_instructions = 200_000_000;
     let device = Device::new(Cuda::new(Vm::changed(config, bug.kernels, Arc::new(module))).map_err(|e| e.to_string())?);
-    match tests(bug.kernels).iter().find_map(|test| test.run(&device).err()) {
+    match tests(bug.kernels).iter().copied().flatten().find_map(|test| test.run(&device).err()) {
         Some(failure) => {
             println!("{}: {}: {}", bug.kernels, bug.what, failure.what.lines().next().unwrap_or_default());
             Ok(Completion::Completed)
@@ -279,13 +344,14 @@ fn check(bug: &'static Bug) -> Result<Completion, Failed> {
     }
 }
 
-fn tests(kernels: &str) -> &'static [Test] {
+fn tests(kernels: &str) -> &'static [&'static [Test]] {
     match kernels {
-        "permute" => permute::TESTS,
-        "combine" => combine::TESTS,
-        "router_logits" => router_logits::TESTS,
-        "route" => route::TESTS,
-        _ => grouped_gemm::TESTS,
+        "permute" => &[permute::TESTS],
+        "combine" => &[combine::TESTS],
+        "router_logits" => &[router_logits::TESTS],
+        "route" => &[route::TESTS, route::SELECTIONS],
+        "route_expert_choice" | "route_sinkhorn" | "route_figures" => &[route::SELECTIONS],
+        _ => &[grouped_gemm::TESTS],
     }
 }
 

@@ -24,6 +24,10 @@ pub const TESTS: &[Test] = &[
     Test { op: "route", name: "ties", body: ties },
     Test { op: "route", name: "non_finite", body: non_finite },
     Test { op: "route", name: "extremes", body: extremes },
+];
+
+/// Selections other than the best k, and what is around them.
+pub const SELECTIONS: &[Test] = &[
     Test { op: "route", name: "hash", body: selections::hash },
     Test { op: "route", name: "expert_choice", body: selections::expert_choice },
     Test { op: "route", name: "sinkhorn", body: selections::sinkhorn },

@@ -19,26 +19,33 @@ static_assert(sizeof(RouterLogitsParams) == 56, "as in params.rs");
 
 struct RouteParams {
   uint64_t router_logits;   // [T, E] f32
-  uint64_t selection_bias;  // [E] f32, optional
+  uint64_t selection_bias;  // [E] f32, optional: added to what experts are chosen by; of sinkhorn, its offsets
   uint64_t token_ids;       // [T] u32, selection hash
   uint64_t hash_table;      // [V, k] u32, optional
   uint64_t noise_logits;    // [T, E] f32, optional
   uint64_t topk_ids;        // [T, k] u32
   uint64_t topk_weights;    // [T, k] f32
   uint64_t score_keys;      // [T, k] u32, route_pick only
-  uint64_t choice_keys;     // [T, E] u32, route_pick only
-  uint64_t picked_ids;      // [T, k] u32, route_weigh only: before slots were dropped; optional
+  uint64_t choice_keys;     // [T, E] u32, route_pick only; [E, T] where experts choose
+  uint64_t picked_ids;      // [T, k] u32, route_pick only
+  uint64_t basis_ids;       // [T, k] u32, optional: route_pick puts there what it picks before it drops any by chance,
+                            // and route_weigh makes weights comparable over it
+  uint64_t token_offsets;   // [T + 1] u32, route_weigh only, where tokens have different numbers of slots
+  uint64_t cost;            // [T, E] f32, sinkhorn_cost only
+  uint64_t probabilities;   // [T, E + 2] f32, route_probabilities only
   uint64_t hash_seed;       // of selection hash
   uint64_t noise_seed;
   uint32_t num_tokens;
   uint32_t num_choices;  // E, zero experts included
   uint32_t top_k;
+  uint32_t max_slots;   // of a token: k, or E where experts choose
   uint32_t num_groups;  // 0: no groups
   uint32_t topk_groups;
   uint32_t hash_rows;  // V
   uint32_t score;
   uint32_t weight;
   uint32_t selection;
+  uint32_t by_score;  // whether experts are chosen by their scores, not by their logits
   uint32_t group_score;
   uint32_t noise;
   uint32_t renormalize;
@@ -54,7 +61,7 @@ struct RouteParams {
   uint32_t has_disabled;        // whether a bit of the next is set
   uint32_t disabled[32];        // bit e of word e / 32: expert e is never chosen
 };
-static_assert(sizeof(RouteParams) == 312, "as in params.rs");
+static_assert(sizeof(RouteParams) == 352, "as in params.rs");
 
 struct CapacityParams {
   uint64_t picked_ids;   // [T, k] u32: the experts picked
@@ -72,6 +79,48 @@ struct CapacityParams {
   uint32_t next_best;  // whether a slot of a full expert goes to the next best
 };
 static_assert(sizeof(CapacityParams) == 72, "as in params.rs");
+
+struct ExpertChoiceParams {
+  uint64_t choice_keys;    // [E, T] u32: what an expert takes tokens by; 0 where it takes none
+  uint64_t thresholds;     // [E, 2] u32: the lowest key taken, and the end of the tokens taken with that very key
+  uint64_t token_offsets;  // [T + 1] u32
+  uint64_t topk_ids;       // [S] u32
+  uint64_t slot_tokens;    // [S] u32
+  uint32_t num_tokens;
+  uint32_t num_choices;
+  uint32_t tokens_per_expert;  // that an expert takes
+  uint32_t tokens_per_thread;  // neighbours, of a block that goes through all of them
+};
+static_assert(sizeof(ExpertChoiceParams) == 56, "as in params.rs");
+
+struct SinkhornParams {
+  uint64_t cost;     // [T, E] f32: e^logits, each row up to a factor
+  uint64_t offsets;  // [E] f32
+  uint32_t num_tokens;
+  uint32_t num_experts;
+  uint32_t max_iterations;
+  float tolerance;
+};
+static_assert(sizeof(SinkhornParams) == 32, "as in params.rs");
+
+struct FiguresParams {
+  uint64_t probabilities;      // [T, E + 2] f32: probabilities, z-loss, entropy
+  uint64_t partials;           // [chunks, 5, E + 2]: sums over a chunk of tokens
+  uint64_t picked_ids;         // as topk_ids, before capacity took any
+  uint64_t topk_ids;           // [S] u32
+  uint64_t topk_weights;       // [S] f32
+  uint64_t token_offsets;      // [T + 1] u32; not there: every token has top_k slots
+  uint64_t tokens_per_expert;  // [E] u32
+  uint64_t importance;         // [E] f32
+  uint64_t scalars;            // [8] f32
+  uint32_t num_tokens;
+  uint32_t num_choices;
+  uint32_t top_k;
+  uint32_t num_slots;
+  uint32_t num_chunks;
+  uint32_t tokens_per_chunk;
+};
+static_assert(sizeof(FiguresParams) == 96, "as in params.rs");
 
 struct ExpertMapParams {
   uint64_t topk_ids;      // [S] u32

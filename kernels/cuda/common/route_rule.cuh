@@ -1,6 +1,7 @@
 // The rule of a router, from one token's logits to the experts picked and their weights; a warp works on a token.
 //
-// Per warp in shared memory: logits [E] f32, keys [E] u32, ids [k] u32, group_keys [G] u32.
+// Per warp in shared memory: logits [E] f32, keys [E] u32, ids [max_slots] u32,
+// group_keys [G] u32.
 #pragma once
 #include "math.cuh"
 #include "order.cuh"
@@ -9,7 +10,7 @@
 
 enum Score : uint32_t { SCORE_LOGIT = 0, SCORE_SOFTMAX = 1, SCORE_SIGMOID = 2, SCORE_SQRT_SOFTPLUS = 3 };
 enum Weight : uint32_t { WEIGHT_SCORE = 0, WEIGHT_SOFTMAX_OVER_SELECTED = 1, WEIGHT_SIGMOID = 2, WEIGHT_ONE = 3 };
-enum Selection : uint32_t { SELECT_TOP_K = 0, SELECT_SPARSE_MIXER = 1, SELECT_HASH = 2, SELECT_LEVELS = 3 };
+enum Selection : uint32_t { SELECT_TOP_K = 0, SELECT_SPARSE_MIXER = 1, SELECT_HASH = 2, SELECT_LEVELS = 3, EXPERTS_SELECT = 4 };
 enum Noise : uint32_t {
   NOISE_NONE = 0,
   NOISE_NORMAL = 1,
@@ -36,12 +37,17 @@ struct Token {
   uint32_t* keys;
   uint32_t* ids;
   uint32_t* group_keys;
+  // Where its slots lie among all, and how many it has.
+  uint64_t first_slot;
+  uint32_t num_slots;
 
   __device__ __forceinline__ Token(const RouteParams& params, uint32_t t, uint32_t* words) : p(params), token(t) {
     logits = reinterpret_cast<float*>(words);
     keys = words + p.num_choices;
     ids = keys + p.num_choices;
-    group_keys = ids + p.top_k;
+    group_keys = ids + p.max_slots;
+    first_slot = static_cast<uint64_t>(token) * p.top_k;
+    num_slots = p.top_k;
   }
 
   __device__ __forceinline__ bool is_disabled(uint32_t expert) const {
@@ -96,22 +102,21 @@ struct Token {
     }
   }
 
-  __device__ __forceinline__ uint32_t biased_score_key(uint32_t expert, const Softmax& over_all) const {
+  __device__ __forceinline__ uint32_t choice_key(uint32_t expert, const Softmax& over_all, bool by_score) const {
     const float x = logits[expert];
     if (isnan(x)) return order_key(x);
     const float bias = p.selection_bias != 0 ? at<const float>(p.selection_bias)[expert] : 0.f;
-    return order_key(score(x, over_all) + bias);
+    return order_key((by_score ? score(x, over_all) : x) + bias);
   }
 
-  // Fills `keys`: by score and bias where there is a bias, else by the logits, as every score grows with its logit.
+  // Fills `keys`: by the logits where a token chooses without a bias, as every score grows with its logit.
   __device__ __forceinline__ void make_keys(const Softmax& over_all) {
-    const bool by_score = p.selection_bias != 0;
     const bool group_by_score = p.num_groups != 0 && p.group_score == GROUPS_SUM_TOP2;
     for (uint32_t e = lane_id(); e < p.num_choices; e += 32) {
-      keys[e] = by_score || group_by_score ? biased_score_key(e, over_all) : order_key(logits[e]);
+      keys[e] = choice_key(e, over_all, p.by_score || group_by_score);
     }
     __syncwarp();
-    if (p.num_groups != 0 && p.selection != SELECT_LEVELS) keep_best_groups(by_score);
+    if (p.num_groups != 0 && p.selection != SELECT_LEVELS) keep_best_groups(over_all);
     if (!p.has_disabled) return;
     for (uint32_t e = lane_id(); e < p.num_choices; e += 32) {
       if (is_disabled(e)) keys[e] = 0;
@@ -131,7 +136,7 @@ struct Token {
   }
 
   // Takes the experts outside the best groups out of the choice, and leaves the others' final keys.
-  __device__ __forceinline__ void keep_best_groups(bool by_score) {
+  __device__ __forceinline__ void keep_best_groups(const Softmax& over_all) {
     const uint32_t size = p.num_choices / p.num_groups;
     for (uint32_t g = lane_id(); g < p.num_groups; g += 32) group_keys[g] = group_key(g);
     __syncwarp();
@@ -143,8 +148,8 @@ struct Token {
       }
       if (ahead >= p.topk_groups) {
         keys[e] = 0;
-      } else if (!by_score) {
-        keys[e] = order_key(logits[e]);
+      } else if (!p.by_score) {
+        keys[e] = choice_key(e, over_all, false);
       }
     }
     __syncwarp();
@@ -207,6 +212,7 @@ struct Token {
 
   // Drops choices after the first by chance, the likelier the smaller their share of the scores.
   __device__ __forceinline__ void keep_at_random(const Softmax& over_all) {
+    if (p.noise != NOISE_RANDOM_SECOND) return;
     float sum = 0.f;
     for (uint32_t i = lane_id(); i < p.top_k; i += 32) sum += score(logits[ids[i]], over_all);
     sum = warp_sum(sum);
@@ -217,8 +223,9 @@ struct Token {
     __syncwarp();
   }
 
-  // Fills `ids`, best first.
-  __device__ __forceinline__ void pick(const Softmax& over_all) {
+  // Fills `ids`, best first; what is dropped by chance is still there.
+  __device__ __forceinline__ void pick() {
+    if (p.selection == EXPERTS_SELECT) return;
     if (p.selection != SELECT_HASH) {
       const bool gumbel = p.noise == NOISE_GUMBEL_SECOND;
       pick_best(0, gumbel ? 1 : p.top_k);
@@ -226,7 +233,6 @@ struct Token {
         add_gumbel();
         pick_best(1, p.top_k);
       }
-      if (p.noise == NOISE_RANDOM_SECOND) keep_at_random(over_all);
       return;
     }
     const uint32_t token_id = at<const uint32_t>(p.token_ids)[token];

@@ -8,12 +8,12 @@ __device__ __forceinline__ bool has_logit(const Token& t, uint32_t id) { return 
 
 __device__ __forceinline__ Softmax softmax_over_selected(const Token& t, const uint32_t* basis) {
   float top = -INFINITY;
-  for (uint32_t i = lane_id(); i < t.p.top_k; i += 32) {
+  for (uint32_t i = lane_id(); i < t.num_slots; i += 32) {
     if (has_logit(t, basis[i])) top = fmaxf(top, t.logits[basis[i]]);
   }
   top = warp_max(top);
   float sum = 0.f;
-  for (uint32_t i = lane_id(); i < t.p.top_k; i += 32) {
+  for (uint32_t i = lane_id(); i < t.num_slots; i += 32) {
     if (has_logit(t, basis[i])) sum += expf(t.logits[basis[i]] - top);
   }
   return {top, 1.f / warp_sum(sum)};
@@ -54,7 +54,7 @@ __device__ __forceinline__ float denominator(const RouteParams& p, float sum) {
 
 __device__ __forceinline__ void write_weight(const Token& t, uint32_t i, float w) {
   const bool finite = (__float_as_uint(w) & 0x7f800000u) != 0x7f800000u;
-  at<float>(t.p.topk_weights)[static_cast<uint64_t>(t.token) * t.p.top_k + i] = finite ? w : 0.f;
+  at<float>(t.p.topk_weights)[t.first_slot + i] = finite ? w : 0.f;
 }
 
 __device__ __forceinline__ void weigh_sparse_mixer(const Token& t) {
@@ -71,12 +71,12 @@ __device__ __forceinline__ void weigh(const Token& t, const Softmax& over_all, c
   float by = 1.f;
   if (t.p.renormalize) {
     float sum = 0.f;
-    for (uint32_t i = lane_id(); i < t.p.top_k; i += 32) {
+    for (uint32_t i = lane_id(); i < t.num_slots; i += 32) {
       if (basis[i] != MASKED) sum += norm_term(t.p, raw_weight(t, basis[i], over));
     }
     by = denominator(t.p, warp_sum(sum));
   }
-  for (uint32_t i = lane_id(); i < t.p.top_k; i += 32) {
+  for (uint32_t i = lane_id(); i < t.num_slots; i += 32) {
     const uint32_t id = t.ids[i];
     write_weight(t, i, id == MASKED ? 0.f : raw_weight(t, id, over) / by * t.p.scaling_factor);
   }

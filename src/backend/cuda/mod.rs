@@ -22,6 +22,9 @@ mod queue;
 pub mod raw;
 mod route;
 mod route_capacity;
+mod route_expert_choice;
+mod route_figures;
+mod route_sinkhorn;
 mod router_logits;
 mod tile;
 

@@ -42,8 +42,8 @@ params! {
 }
 
 params! {
-    /// Of `route.cu`, but for `route_map`.
-    RouteParams, 312 {
+    /// Of the kernels that know the rule: `route.cu` but for `route_map`, `sinkhorn_cost`, `route_probabilities`.
+    RouteParams, 352 {
         router_logits: u64,
         selection_bias: u64,
         token_ids: u64,
@@ -54,17 +54,23 @@ params! {
         score_keys: u64,
         choice_keys: u64,
         picked_ids: u64,
+        basis_ids: u64,
+        token_offsets: u64,
+        cost: u64,
+        probabilities: u64,
         hash_seed: u64,
         noise_seed: u64,
         num_tokens: u32,
         num_choices: u32,
         top_k: u32,
+        max_slots: u32,
         num_groups: u32,
         topk_groups: u32,
         hash_rows: u32,
         score: u32,
         weight: u32,
         selection: u32,
+        by_score: u32,
         group_score: u32,
         noise: u32,
         renormalize: u32,
@@ -98,6 +104,54 @@ params! {
         limit: u32,
         order: u32,
         next_best: u32,
+    }
+}
+
+params! {
+    /// Of `route_expert_choice.cu`.
+    ExpertChoiceParams, 56 {
+        choice_keys: u64,
+        thresholds: u64,
+        token_offsets: u64,
+        topk_ids: u64,
+        slot_tokens: u64,
+        num_tokens: u32,
+        num_choices: u32,
+        tokens_per_expert: u32,
+        tokens_per_thread: u32,
+    }
+}
+
+params! {
+    /// Of `sinkhorn_balance` in `route_sinkhorn.cu`.
+    SinkhornParams, 32 {
+        cost: u64,
+        offsets: u64,
+        num_tokens: u32,
+        num_experts: u32,
+        max_iterations: u32,
+        tolerance: f32,
+    }
+}
+
+params! {
+    /// Of `route_figures.cu`, but for `route_probabilities`.
+    FiguresParams, 96 {
+        probabilities: u64,
+        partials: u64,
+        picked_ids: u64,
+        topk_ids: u64,
+        topk_weights: u64,
+        token_offsets: u64,
+        tokens_per_expert: u64,
+        importance: u64,
+        scalars: u64,
+        num_tokens: u32,
+        num_choices: u32,
+        top_k: u32,
+        num_slots: u32,
+        num_chunks: u32,
+        tokens_per_chunk: u32,
     }
 }
 
@@ -183,7 +237,6 @@ params! {
     }
 }
 
-/// A floating-point type's number in the kernels (`DType` in common/types.cuh).
 /// A size as the kernels count it.
 pub(super) fn count(what: &str, n: usize) -> Result<u32> {
     // One value is left to mark what is masked, and the top bit to sums of two counts.
@@ -230,6 +283,9 @@ mod tests {
             ("RouterLogitsParams", RouterLogitsParams::FIELDS),
             ("RouteParams", RouteParams::FIELDS),
             ("CapacityParams", CapacityParams::FIELDS),
+            ("ExpertChoiceParams", ExpertChoiceParams::FIELDS),
+            ("SinkhornParams", SinkhornParams::FIELDS),
+            ("FiguresParams", FiguresParams::FIELDS),
             ("ExpertMapParams", ExpertMapParams::FIELDS),
             ("PermuteParams", PermuteParams::FIELDS),
             ("GroupedGemmParams", GroupedGemmParams::FIELDS),

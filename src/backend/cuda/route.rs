@@ -1,4 +1,5 @@
-//! `route` on CUDA: a warp per token; an expert map in a launch of its own.
+//! `route` on CUDA: a warp per token where tokens are on their own; what couples them, what is wanted behind it and an
+//! expert map in launches of their own.
 
 use bytemuck::Zeroable;
 
@@ -6,13 +7,15 @@ use super::driver::{Kernel, LaunchConfig};
 use super::memory::{address, address_mut, optional_address};
 use super::params::{ExpertMapParams, RouteParams, count};
 use super::queue::{Queue, unsupported};
-use super::route_capacity;
+use super::{route_capacity, route_expert_choice, route_figures, route_sinkhorn};
 use crate::backend::kernel_args::{groups, score_code, weight_code};
 use crate::error::Result;
 use crate::ops::RouteArgs;
-use crate::routing::{Capacity, GroupScore, Noise, NoiseKind, RouterConfig, Selection};
+use crate::routing::{GroupScore, NoiseKind, RouterConfig, Selection};
 
 const ROUTE: Kernel = Kernel { file: "route", name: "route" };
+const PICK: Kernel = Kernel { file: "route", name: "route_pick" };
+const WEIGH: Kernel = Kernel { file: "route", name: "route_weigh" };
 const MAP: Kernel = Kernel { file: "route", name: "route_map" };
 
 /// Shared memory that a block has on every device without asking for more.
@@ -24,47 +27,129 @@ const MAX_LISTED: usize = 1024;
 /// What a map has for an expert on another rank.
 const ELSEWHERE: u16 = u16::MAX;
 
-pub(super) fn route(queue: &mut Queue<'_>, mut args: RouteArgs<'_>) -> Result<()> {
-    if let Some(what) = missing(&args) {
-        return Err(unsupported(what));
-    }
-    let params = params(&mut args)?;
-    match &args.config.capacity {
-        Some(capacity) => route_capacity::route(queue, &args, capacity, &params)?,
-        None => {
-            let config = per_token(&params)?;
-            // SAFETY: the kernel takes this struct, and stays within the shapes that `ops` has checked against the memory.
-            unsafe { queue.launch(ROUTE, config, &params)? }
-        }
-    }
-    if args.config.expert_map.is_empty() {
-        return Ok(());
-    }
-    map_experts(queue, args.config, &params)
+/// What the launches of a call hand on to each other: where each tensor starts, in words from the start of the scratch
+/// memory, and, in the end, as addresses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Parts {
+    /// `[T, k]`, with capacity.
+    pub(super) picked_ids: u64,
+    /// `[T, k]`, with capacity.
+    pub(super) score_keys: u64,
+    /// `[T, k]`, with capacity.
+    pub(super) queue: u64,
+    /// `[T, k]`, where weights are made before slots are dropped; 0 where not.
+    pub(super) basis_ids: u64,
+    /// `[T, E]`, with capacity, or where experts choose.
+    pub(super) choice_keys: u64,
+    /// `[E, 2]`, where experts choose.
+    pub(super) thresholds: u64,
+    /// `[T, E]`, of sinkhorn.
+    pub(super) cost: u64,
+    /// `[E]`, of sinkhorn.
+    pub(super) offsets: u64,
+    /// `[T, E + 2]`, for figures.
+    pub(super) probabilities: u64,
+    /// `[chunks, 5, E + 2]`, for figures.
+    pub(super) partials: u64,
+    words: u64,
 }
 
-/// What of the rule is not on the device yet.
-fn missing(args: &RouteArgs<'_>) -> Option<&'static str> {
-    match args.config.selection {
-        Selection::TopK | Selection::SparseMixer { .. } | Selection::Hash { .. } | Selection::Hierarchical { .. } => {}
-        Selection::ExpertChoice { .. } => return Some("routing by expert choice"),
-        Selection::Sinkhorn { .. } => return Some("routing by sinkhorn"),
+impl Parts {
+    fn of(config: &RouterConfig, params: &RouteParams, figures: bool) -> Self {
+        let [tokens, choices, top_k] = [params.num_tokens, params.num_choices, params.top_k].map(u64::from);
+        let sinkhorn = matches!(config.selection, Selection::Sinkhorn { .. });
+        let mut words = 0;
+        let mut take = |wanted: bool, len: u64| {
+            let at = words;
+            words += if wanted { len } else { 0 };
+            at
+        };
+        let capacity = config.capacity.is_some();
+        let before_dropping = config.capacity.is_some_and(|capacity| capacity.normalize_before_dropping);
+        let partials = u64::from(route_figures::chunks(params.num_tokens).0) * route_figures::ROWS;
+        Self {
+            picked_ids: take(capacity, tokens * top_k),
+            score_keys: take(capacity, tokens * top_k),
+            queue: take(capacity, tokens * top_k),
+            basis_ids: take(before_dropping, tokens * top_k),
+            choice_keys: take(capacity || config.is_ragged(), tokens * choices),
+            thresholds: take(config.is_ragged(), 2 * choices),
+            cost: take(sinkhorn, tokens * choices),
+            offsets: take(sinkhorn, choices),
+            probabilities: take(figures, tokens * (choices + 2)),
+            partials: take(figures, partials * (choices + 2)),
+            words,
+        }
     }
-    let listed = args.config.expert_map.len().max(args.config.expert_states.len());
-    match args.config {
-        RouterConfig {
-            noise: Some(Noise { kind: NoiseKind::RandomSecond { .. }, .. }),
-            capacity: Some(Capacity { normalize_before_dropping: true, .. }),
-            ..
-        } => Some("choices kept at random, with weights made before slots are dropped"),
-        _ if listed > MAX_LISTED => Some("states or a map of more than 1024 experts"),
-        _ => args.figures.as_ref().map(|_| "routing figures"),
+
+    /// The same as addresses, in memory that begins at `scratch`.
+    fn from(self, scratch: u64) -> Self {
+        let at = |words: u64| scratch + 4 * words;
+        Self {
+            picked_ids: at(self.picked_ids),
+            score_keys: at(self.score_keys),
+            queue: at(self.queue),
+            basis_ids: at(self.basis_ids),
+            choice_keys: at(self.choice_keys),
+            thresholds: at(self.thresholds),
+            cost: at(self.cost),
+            offsets: at(self.offsets),
+            probabilities: at(self.probabilities),
+            partials: at(self.partials),
+            words: self.words,
+        }
     }
+}
+
+pub(super) fn route(queue: &mut Queue<'_>, mut args: RouteArgs<'_>) -> Result<()> {
+    let config = args.config;
+    let listed = config.expert_map.len().max(config.expert_states.len());
+    if listed > MAX_LISTED {
+        return Err(unsupported(format!("states or a map of more than {MAX_LISTED} experts")));
+    }
+    let mut params = params(&mut args)?;
+    let parts = Parts::of(config, &params, args.figures.is_some());
+    let scratch = if parts.words == 0 { 0 } else { queue.scratch(4 * parts.words as usize)? };
+    let parts = parts.from(scratch);
+    if let Selection::Sinkhorn { tolerance, max_iterations } = config.selection {
+        route_sinkhorn::balance(queue, &mut params, &parts, tolerance, max_iterations)?;
+    }
+    match (config.selection, &config.capacity) {
+        (Selection::ExpertChoice { limit }, _) => {
+            route_expert_choice::choose(queue, &mut args, limit, &params, &parts)?;
+        }
+        (_, Some(capacity)) => route_capacity::route(queue, &args, capacity, &params, &parts)?,
+        (_, None) => launch_rule(queue, ROUTE, &params)?,
+    }
+    if args.figures.is_some() {
+        route_figures::write(queue, &mut args, &params, &parts)?;
+    }
+    if config.expert_map.is_empty() {
+        return Ok(());
+    }
+    map_experts(queue, args.config, &params, args.topk_ids.shape().numel())
+}
+
+/// Launches a kernel that has a warp per token and knows the rule.
+pub(super) fn launch_rule(queue: &Queue<'_>, kernel: Kernel, params: &RouteParams) -> Result<()> {
+    // SAFETY: the kernels take this struct, and stay within the shapes that `ops` has checked against the memory, and
+    // within the parts of the scratch memory.
+    unsafe { queue.launch(kernel, per_token(params)?, params) }
+}
+
+/// Says what tokens or experts are chosen by, and picks each token's best.
+pub(super) fn pick(queue: &Queue<'_>, params: &RouteParams) -> Result<()> {
+    launch_rule(queue, PICK, params)
+}
+
+/// Weighs the slots that there are.
+pub(super) fn weigh(queue: &Queue<'_>, params: &RouteParams) -> Result<()> {
+    launch_rule(queue, WEIGH, params)
 }
 
 /// A warp per token, as many to a block as have room.
-pub(super) fn per_token(params: &RouteParams) -> Result<LaunchConfig> {
-    let words = 2 * params.num_choices as usize + params.top_k as usize + params.num_groups as usize;
+fn per_token(params: &RouteParams) -> Result<LaunchConfig> {
+    let words = 2 * params.num_choices as usize + (params.max_slots + params.num_groups) as usize;
     let warps = (SHARED_BYTES / (4 * words)).min(4);
     if warps == 0 {
         return Err(unsupported(format!("routing over {} experts", params.num_choices)));
@@ -101,6 +186,7 @@ fn params(args: &mut RouteArgs<'_>) -> Result<RouteParams> {
         num_tokens: count("num_tokens", args.router_logits.dims()[0])?,
         num_choices: count("num_choices", num_choices)?,
         top_k: count("top_k", config.top_k)?,
+        max_slots: count("top_k", if config.is_ragged() { num_choices } else { config.top_k })?,
         num_groups: count("num_groups", num_groups)?,
         topk_groups: count("topk_groups", topk_groups)?,
         hash_rows: count("hash_table", inputs.hash_table.map_or(0, |table| table.dims()[0]))?,
@@ -110,8 +196,10 @@ fn params(args: &mut RouteArgs<'_>) -> Result<RouteParams> {
             Selection::SparseMixer { .. } => 1,
             Selection::Hash { .. } => 2,
             Selection::Hierarchical { .. } => 3,
-            _ => 0,
+            Selection::ExpertChoice { .. } => 4,
+            Selection::TopK | Selection::Sinkhorn { .. } => 0,
         },
+        by_score: (args.selection_bias.is_some() || config.is_ragged()).into(),
         group_score: config.groups.map_or(0, |groups| (groups.score == GroupScore::SumTop2).into()),
         noise,
         noise_scale,
@@ -139,8 +227,8 @@ fn disabled(config: &RouterConfig) -> [u32; 32] {
     bits
 }
 
-fn map_experts(queue: &mut Queue<'_>, config: &RouterConfig, route: &RouteParams) -> Result<()> {
-    let num_slots = count("slots", route.num_tokens as usize * route.top_k as usize)?;
+fn map_experts(queue: &Queue<'_>, config: &RouterConfig, route: &RouteParams, num_slots: usize) -> Result<()> {
+    let num_slots = count("slots", num_slots)?;
     let mut ids = [ELSEWHERE; MAX_LISTED];
     for (id, here) in ids.iter_mut().zip(&config.expert_map) {
         // Ids on this rank are below 1024: `validate` has them below the experts here, which are no more than the map.
@@ -160,7 +248,7 @@ fn map_experts(queue: &mut Queue<'_>, config: &RouterConfig, route: &RouteParams
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::routing::ExpertState;
+    use crate::routing::{Capacity, CapacityLimit, ExpertState};
 
     #[test]
     fn a_disabled_expert_is_its_bit() {
@@ -176,12 +264,27 @@ mod tests {
     #[test]
     fn a_block_has_room_for_its_warps() {
         for (num_choices, warps) in [(8, 4), (256, 4), (1024, 4), (4096, 1)] {
-            let params = RouteParams { num_tokens: 9, num_choices, top_k: 8, ..RouteParams::zeroed() };
+            let params = RouteParams { num_tokens: 9, num_choices, max_slots: 8, ..RouteParams::zeroed() };
             let config = per_token(&params).unwrap();
             assert_eq!(config.block, [32 * warps, 1, 1]);
             assert_eq!(config.grid, [9u32.div_ceil(warps), 1, 1]);
             assert!(config.shared_bytes as usize <= SHARED_BYTES);
         }
-        assert!(per_token(&RouteParams { num_choices: 10_000, top_k: 1, ..RouteParams::zeroed() }).is_err());
+        assert!(per_token(&RouteParams { num_choices: 10_000, max_slots: 1, ..RouteParams::zeroed() }).is_err());
+    }
+
+    #[test]
+    fn parts_lie_side_by_side() {
+        let params = RouteParams { num_tokens: 6, num_choices: 10, top_k: 2, ..RouteParams::zeroed() };
+        let mut config = RouterConfig::softmax_top_k(2);
+        assert_eq!(Parts::of(&config, &params, false), Parts::default());
+        config.capacity = Some(Capacity::new(CapacityLimit::Absolute(1)));
+        let parts = Parts::of(&config, &params, false);
+        assert_eq!((parts.score_keys, parts.queue, parts.choice_keys, parts.words), (12, 24, 36, 96));
+        // Beyond 32 bits.
+        let far = RouteParams { num_tokens: 1 << 31, num_choices: 1024, ..params };
+        assert_eq!(Parts::of(&config, &far, false).words, (3 << 32) + (1 << 41));
+        let from = parts.from(256);
+        assert_eq!((from.picked_ids, from.score_keys, from.choice_keys), (256, 256 + 48, 256 + 144));
     }
 }
