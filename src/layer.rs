@@ -4,8 +4,9 @@ use crate::backend::Device;
 use crate::config::{MoeConfig, WeightLayout};
 use crate::error::{Error, Result};
 use crate::ops::{
-    CombineArgs, Epilogue, Expect, GroupedGemmArgs, InputRows, JitterArgs, PermuteArgs, RouteArgs, RouteInputs,
-    RouterLogitsArgs, SharedOutput, ZeroExperts, combine, grouped_gemm, jitter, permute, route, router_logits,
+    CombineArgs, CombineNext, Epilogue, Expect, GroupedGemmArgs, GroupedGemmCombineArgs, InputRows, JitterArgs,
+    PermuteArgs, RouteArgs, RouteInputs, RouterLogitsArgs, SharedOutput, ZeroExperts, combine, grouped_gemm,
+    grouped_gemm_combine, jitter, permute, route, router_logits,
 };
 pub use crate::plan::Routing;
 use crate::plan::{PermutePlan, PermutePlanMut, Slots};
@@ -319,7 +320,7 @@ impl<T: AsView> MoeLayer<T> {
             weight_layout: config.weight_layout,
             expert_offsets: Some(plan.expert_offsets),
         };
-        let expert_out = self.expert_stack(stack, input, rows, num_slots, buffers.routed)?;
+        let gemm = self.up_projection(stack, input, rows, num_slots, buffers.routed)?;
         let topk_ids = routing.topk_ids.reshape([num_slots])?;
         let zero_experts = (config.router.num_zero_experts > 0).then_some(ZeroExperts {
             topk_ids,
@@ -328,8 +329,7 @@ impl<T: AsView> MoeLayer<T> {
             count: config.router.num_zero_experts as u32,
             hidden_states: input,
         });
-        let args = CombineArgs {
-            expert_out,
+        let sum = CombineNext {
             inv_permuted_idx: Some(plan.inv_permuted_idx),
             topk_weights: combine_weights,
             slots,
@@ -338,8 +338,8 @@ impl<T: AsView> MoeLayer<T> {
             output,
         };
         match latent {
-            None => combine(&self.device, args),
-            Some(latent) => self.latent_output(args, latent),
+            None => grouped_gemm_combine(&self.device, GroupedGemmCombineArgs { gemm, combine: sum }),
+            Some(latent) => self.latent_output(gemm, sum, latent),
         }
     }
 
@@ -358,15 +358,15 @@ impl<T: AsView> MoeLayer<T> {
         })
     }
 
-    /// input → gate_up_proj, activation → down_proj, for up to `num_rows` rows.
-    fn expert_stack<'b>(
+    /// input → gate_up_proj, activation, for up to `num_rows` rows; returns what is left to do: → down_proj.
+    fn up_projection<'b>(
         &self,
-        stack: Stack<'_, T>,
+        stack: Stack<'b, T>,
         input: TensorView<'_>,
         rows: InputRows<'_>,
         num_rows: usize,
         buffers: &'b mut ExpertBuffers,
-    ) -> Result<TensorView<'b>> {
+    ) -> Result<GroupedGemmArgs<'b>> {
         let batch_invariant = self.options.batch_invariant;
         let Stack { weights, epilogue, weight_layout, expert_offsets } = stack;
         let act_shape = [num_rows, buffers.act.shape().dims()[1]];
@@ -385,21 +385,17 @@ impl<T: AsView> MoeLayer<T> {
             },
         )?;
         let out_shape = [num_rows, buffers.expert_out.shape().dims()[1]];
-        grouped_gemm(
-            &self.device,
-            GroupedGemmArgs {
-                input: buffers.act.prefix(act_shape),
-                rows: InputRows::Same,
-                expert_offsets,
-                weight: weights.down_proj.as_view(),
-                weight_layout,
-                bias: view(&weights.down_bias),
-                epilogue: Epilogue::None,
-                output: buffers.expert_out.prefix_mut(out_shape)?,
-                batch_invariant,
-            },
-        )?;
-        Ok(buffers.expert_out.prefix(out_shape))
+        Ok(GroupedGemmArgs {
+            input: buffers.act.prefix(act_shape),
+            rows: InputRows::Same,
+            expert_offsets,
+            weight: weights.down_proj.as_view(),
+            weight_layout,
+            bias: view(&weights.down_bias),
+            epilogue: Epilogue::None,
+            output: buffers.expert_out.prefix_mut(out_shape)?,
+            batch_invariant,
+        })
     }
 
     fn shared_expert<'b>(
@@ -427,7 +423,10 @@ impl<T: AsView> MoeLayer<T> {
             weight_layout: config.weight_layout,
             expert_offsets: None,
         };
-        let output = self.expert_stack(stack, hidden_states, InputRows::Same, num_tokens, &mut buffers.experts)?;
+        let gemm = self.up_projection(stack, hidden_states, InputRows::Same, num_tokens, &mut buffers.experts)?;
+        let shape = gemm.output.shape();
+        grouped_gemm(&self.device, gemm)?;
+        let output = buffers.experts.expert_out.prefix(shape);
         let gate_logits = weights.gate.is_some().then(|| buffers.gate_logits.prefix([num_tokens, 1]));
         Ok(Some(SharedOutput { output, gate_logits, scale: config.output_scale }))
     }
@@ -469,13 +468,21 @@ impl<T: AsView> MoeLayer<T> {
     }
 
     /// Combines in the latent space, projects back, and adds the shared expert's output there.
-    fn latent_output(&self, args: CombineArgs<'_>, (combined, projected): (&mut Tensor, &mut Tensor)) -> Result<()> {
-        let Some(weights) = &self.weights.latent else { return combine(&self.device, args) };
-        let CombineArgs { shared, output, .. } = args;
+    fn latent_output(
+        &self,
+        gemm: GroupedGemmArgs<'_>,
+        sum: CombineNext<'_>,
+        (combined, projected): (&mut Tensor, &mut Tensor),
+    ) -> Result<()> {
+        let Some(weights) = &self.weights.latent else {
+            return grouped_gemm_combine(&self.device, GroupedGemmCombineArgs { gemm, combine: sum });
+        };
+        let CombineNext { shared, output, .. } = sum;
         let [num_tokens, hidden_size] = [output.dims()[0], self.config.hidden_size];
         let latent_size = self.config.expert_hidden_size();
         let latent_shape = [num_tokens, latent_size];
-        combine(&self.device, CombineArgs { shared: None, output: combined.prefix_mut(latent_shape)?, ..args })?;
+        let in_latent = CombineNext { shared: None, output: combined.prefix_mut(latent_shape)?, ..sum };
+        grouped_gemm_combine(&self.device, GroupedGemmCombineArgs { gemm, combine: in_latent })?;
         self.project(
             combined.prefix(latent_shape),
             &weights.up,

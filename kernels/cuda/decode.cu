@@ -10,48 +10,40 @@
 // row and up to 3 after it; the others have nothing to do.
 //
 // Thread roles: decode_*: a warp has 4 columns of the product (with a gate, gate and up of 2 outputs), its lanes eights
-// of K. decode_kn_*: a block has 64 columns; a thread has 8 of them and every 32nd K.
+// of K. Threads along y share K, where columns are too few to keep every SM busy: their sums are added in order.
+// decode_kn_*: a block has 64 columns; a thread has 8 of them and every 32nd K.
 //
-// Shared memory: decode_kn_* only, sums [8 warps][4 rows][64 columns] f32.
-#include "common/expert_linear.cuh"
-#include "common/vector.cuh"
-#include "common/warp.cuh"
+// Shared memory: decode_*, sums [4 warps][16] f32; decode_kn_*, sums [8 warps][4 rows][64 columns] f32.
+//
+// Prediction for one token of Qwen3-30B-A3B (H 2048, I 768, k 8, bf16), gate and up: 8 * 1536 * 2048 * 2 bytes = 50 MB in
+// 96 * 8 = 768 blocks of 4 warps, 8 loads of 16 bytes a lane on their way: 4 KB a warp. At 16 to 24 warps an SM that is 64
+// to 96 KB, where 3.35 TB/s over 132 SMs at 700 ns need 18 KB.
+#include "common/stream.cuh"
 
 namespace {
 
-constexpr uint32_t ROWS = 4, COLUMNS = 4, THREADS = 128;
+constexpr uint32_t COLUMNS = 4, THREADS = 128;
 constexpr uint32_t KN_COLUMNS = 64, KN_THREADS = 256, KN_PHASES = KN_THREADS / (KN_COLUMNS / 8);
-
-// The rows of one block, all of one expert.
-struct Rows {
-  uint32_t expert;
-  uint32_t first;
-  uint32_t count;  // 0: nothing to do
-  uint64_t input[ROWS];
-};
 
 // The expert of a row: as many as end at or before it. Every lane of the warp calls.
 __device__ __forceinline__ uint32_t find_expert(const GroupedGemmParams& p, uint32_t row) {
   const uint32_t* ends = at<const uint32_t>(p.expert_offsets) + 1;
   uint32_t before = 0;
-#pragma unroll 4
+#pragma unroll 8
   for (uint32_t e = lane_id(); e < p.num_experts; e += 32) before += ends[e] <= row;
   return __reduce_add_sync(ALL_LANES, before);
 }
 
 __device__ __forceinline__ Rows find_rows(const GroupedGemmParams& p, uint32_t row) {
-  Rows rows = {0, row, 0, {}};
-  uint32_t start = 0, end = p.num_rows;
+  uint32_t expert = 0, start = 0, end = p.num_rows;
   if (p.expert_offsets != 0) {
-    rows.expert = find_expert(p, row);
-    if (rows.expert == p.num_experts) return rows;
-    start = at<const uint32_t>(p.expert_offsets)[rows.expert];
-    end = min(at<const uint32_t>(p.expert_offsets)[rows.expert + 1], p.num_rows);
+    expert = find_expert(p, row);
+    if (expert == p.num_experts) return {};
+    start = at<const uint32_t>(p.expert_offsets)[expert];
+    end = min(at<const uint32_t>(p.expert_offsets)[expert + 1], p.num_rows);
   }
-  rows.count = (row - start) % ROWS == 0 ? min(ROWS, end - row) : 0;
-#pragma unroll
-  for (uint32_t r = 0; r < ROWS; r++) rows.input[r] = r < rows.count ? input_row(p, row + r).row * p.k : 0;
-  return rows;
+  if ((row - start) % ROWS != 0) return {};
+  return rows_of(p, expert, row, end);
 }
 
 // Bias, activation, and out: `gate` and `up` are sums, `up` 1 without a gate.
@@ -63,47 +55,24 @@ __device__ __forceinline__ void write_output(const GroupedGemmParams& p, uint32_
   store(p.output, static_cast<uint64_t>(row) * p.n_out + output, p.output_dtype, activate(p, gate, up));
 }
 
-// Eight weights, read once and not kept.
-template <typename T>
-__device__ __forceinline__ Eight stream_eight(const T* weights) {
-  if constexpr (sizeof(T) == 4) {
-    const float4* quads = reinterpret_cast<const float4*>(weights);
-    const float4 a = __ldcs(quads), b = __ldcs(quads + 1);
-    return {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
-  } else {
-    return widen_eight<T>(__ldcs(reinterpret_cast<const uint4*>(weights)));
-  }
-}
-
-// sums[r][c] = input row r · weight column c.
-template <typename T>
-__device__ __forceinline__ void multiply(const GroupedGemmParams& p, const Rows& rows, const T* const (&columns)[COLUMNS],
-                                         float (&sums)[ROWS][COLUMNS]) {
-#pragma unroll 2
-  for (uint32_t k = lane_id() * 8; k < p.k; k += 256) {
-    Eight weights[COLUMNS];
-#pragma unroll
-    for (uint32_t c = 0; c < COLUMNS; c++) weights[c] = stream_eight(columns[c] + k);
-#pragma unroll
-    for (uint32_t r = 0; r < ROWS; r++) {
-      if (r >= rows.count) continue;
-      const Eight input = load_eight(p.input, rows.input[r] + k, p.input_dtype);
-#pragma unroll
-      for (uint32_t c = 0; c < COLUMNS; c++) {
-#pragma unroll
-        for (uint32_t i = 0; i < 8; i++) sums[r][c] = fmaf(input.x[i], weights[c].x[i], sums[r][c]);
-      }
-    }
-  }
+// The sum over the threads along y, of which the first get it.
+__device__ __forceinline__ float add_parts(float mine) {
+  __shared__ float sums[THREADS / 32][ROWS * COLUMNS];
+  const uint32_t groups = blockDim.x / 32;
+  if (lane_id() < ROWS * COLUMNS) sums[threadIdx.y * groups + warp_id()][lane_id()] = mine;
+  __syncthreads();
+  float sum = 0.f;
+  for (uint32_t y = 0; y < blockDim.y; y++) sum += sums[y * groups + warp_id()][lane_id() % (ROWS * COLUMNS)];
+  return sum;
 }
 
 template <typename T>
 __device__ __forceinline__ void decode(const GroupedGemmParams& p) {
   const Rows rows = find_rows(p, blockIdx.y);
+  if (rows.count == 0) return;
   const bool gated = p.gate != GATE_NONE;
   const uint32_t outputs = gated ? COLUMNS / 2 : COLUMNS;
-  const uint32_t first = (blockIdx.x * (THREADS / 32) + warp_id()) * outputs;
-  if (rows.count == 0 || first >= p.n_out) return;
+  const uint32_t first = (blockIdx.x * (blockDim.x / 32) + warp_id()) * outputs;
   const T* matrix = at<const T>(p.weight) + static_cast<uint64_t>(rows.expert) * p.n * p.k;
   const T* columns[COLUMNS];
 #pragma unroll
@@ -112,18 +81,16 @@ __device__ __forceinline__ void decode(const GroupedGemmParams& p) {
     const uint32_t output = min(first + (gated ? c / 2 : c), p.n_out - 1);
     columns[c] = matrix + static_cast<uint64_t>(weight_column(p, output, gated && c % 2)) * p.k;
   }
-  float sums[ROWS][COLUMNS] = {};
-  multiply(p, rows, columns, sums);
-  // Lane r * 4 + c gets sum r, c; with a gate, lanes of even c have the gate's and the one after them the up sum.
-  float mine = 0.f;
-#pragma unroll
-  for (uint32_t i = 0; i < ROWS * COLUMNS; i++) {
-    const float sum = warp_sum(sums[i / COLUMNS][i % COLUMNS]);
-    if (lane_id() == i) mine = sum;
-  }
+  // The steps of K that are this part's.
+  const uint32_t steps = (p.k + 255) / 256, per_part = (steps + blockDim.y - 1) / blockDim.y * 256;
+  const uint32_t begin = min(threadIdx.y * per_part, p.k), end = min(begin + per_part, p.k);
+  float mine = rows.count == 1 ? multiply<1, 2>(p, rows, columns, begin, end)
+                               : multiply<ROWS, 2>(p, rows, columns, begin, end);
+  if (blockDim.y > 1) mine = add_parts(mine);
+  // With a gate, lanes of even columns have the gate's and the one after them the up sum.
   const float next = __shfl_down_sync(ALL_LANES, mine, 1);
   const uint32_t r = lane_id() / COLUMNS, c = lane_id() % COLUMNS, output = first + (gated ? c / 2 : c);
-  if (r >= rows.count || output >= p.n_out || (gated && c % 2)) return;
+  if (threadIdx.y > 0 || r >= rows.count || output >= p.n_out || (gated && c % 2)) return;
   write_output(p, rows.expert, rows.first + r, output, mine, gated ? next : 1.f);
 }
 
@@ -170,16 +137,11 @@ __device__ __forceinline__ void decode_kn(const GroupedGemmParams& p) {
   float mine[ROWS][8] = {};
   if (n < p.n) {
     const T* column = at<const T>(p.weight) + static_cast<uint64_t>(rows.expert) * p.n * p.k + n;
-#pragma unroll 2
-    for (uint32_t k = threadIdx.x / (KN_COLUMNS / 8); k < p.k; k += KN_PHASES) {
-      const Eight weights = stream_eight(column + static_cast<uint64_t>(k) * p.n);
-#pragma unroll
-      for (uint32_t r = 0; r < ROWS; r++) {
-        if (r >= rows.count) continue;
-        const float input = load(p.input, rows.input[r] + k, p.input_dtype);
-#pragma unroll
-        for (uint32_t i = 0; i < 8; i++) mine[r][i] = fmaf(input, weights.x[i], mine[r][i]);
-      }
+    const uint32_t phase = threadIdx.x / (KN_COLUMNS / 8);
+    if (rows.count == 1) {
+      multiply_kn<1, 8>(p, rows, column, phase, KN_PHASES, p.k, mine);
+    } else {
+      multiply_kn<ROWS, 8>(p, rows, column, phase, KN_PHASES, p.k, mine);
     }
   }
 #pragma unroll

@@ -4,7 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::ops::{CombineArgs, GroupedGemmArgs, JitterArgs, PermuteArgs, RouteArgs, RouterLogitsArgs};
+use crate::ops::{
+    CombineArgs, GroupedGemmArgs, GroupedGemmCombineArgs, JitterArgs, PermuteArgs, RouteArgs, RouterLogitsArgs,
+};
 use crate::tensor::{DType, DeviceBuffer, HostBytes, Shape, Storage, TensorView, TensorViewMut};
 
 pub mod cpu;
@@ -90,6 +92,11 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
 
     /// [`crate::ops::combine`].
     fn combine(&self, args: CombineArgs<'_>) -> Result<()>;
+
+    /// [`crate::ops::grouped_gemm_combine`].
+    fn grouped_gemm_combine(&self, args: GroupedGemmCombineArgs<'_>) -> Result<()> {
+        args.in_steps(|gemm| self.grouped_gemm(gemm), |sum| self.combine(sum))
+    }
 }
 
 /// A handle on one device of one backend; cheap to clone.

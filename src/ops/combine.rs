@@ -1,6 +1,6 @@
 //! `combine`: the weighted sum of a token's expert outputs, with everything else that is added to it.
 
-use super::{Expect, dims};
+use super::{Expect, GroupedGemmArgs, dims};
 use crate::backend::Device;
 use crate::error::{Error, Result};
 use crate::plan::Slots;
@@ -23,6 +23,57 @@ pub struct CombineArgs<'a> {
     pub shared: Option<SharedOutput<'a>>,
     /// `[T, H]` f32, bf16 or f16.
     pub output: TensorViewMut<'a>,
+}
+
+/// [`CombineArgs`] but for `expert_out`, which is still to be made.
+#[derive(Debug)]
+pub struct CombineNext<'a> {
+    /// As [`CombineArgs::inv_permuted_idx`].
+    pub inv_permuted_idx: Option<TensorView<'a>>,
+    /// As [`CombineArgs::topk_weights`].
+    pub topk_weights: Option<TensorView<'a>>,
+    /// As [`CombineArgs::slots`].
+    pub slots: Slots<'a>,
+    /// As [`CombineArgs::zero_experts`].
+    pub zero_experts: Option<ZeroExperts<'a>>,
+    /// As [`CombineArgs::shared`].
+    pub shared: Option<SharedOutput<'a>>,
+    /// As [`CombineArgs::output`].
+    pub output: TensorViewMut<'a>,
+}
+
+impl CombineNext<'_> {
+    /// With `expert_out`.
+    pub fn of<'b>(&'b mut self, expert_out: TensorView<'b>) -> CombineArgs<'b> {
+        let Self { inv_permuted_idx, topk_weights, slots, zero_experts, shared, .. } = *self;
+        let output = self.output.reborrow();
+        CombineArgs { expert_out, inv_permuted_idx, topk_weights, slots, zero_experts, shared, output }
+    }
+}
+
+/// Arguments of [`grouped_gemm_combine`].
+#[derive(Debug)]
+pub struct GroupedGemmCombineArgs<'a> {
+    /// The experts' last projection. Its output need not be written.
+    pub gemm: GroupedGemmArgs<'a>,
+    /// What becomes of that output.
+    pub combine: CombineNext<'a>,
+}
+
+impl GroupedGemmCombineArgs<'_> {
+    /// One step after the other.
+    ///
+    /// # Errors
+    /// Those of the steps.
+    pub fn in_steps(
+        self,
+        grouped_gemm: impl FnOnce(GroupedGemmArgs<'_>) -> Result<()>,
+        combine: impl FnOnce(CombineArgs<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let Self { mut gemm, combine: mut next } = self;
+        grouped_gemm(GroupedGemmArgs { output: gemm.output.reborrow(), ..gemm })?;
+        combine(next.of(gemm.output.as_view()))
+    }
 }
 
 /// Experts that return the token itself.
@@ -64,6 +115,21 @@ pub struct SharedOutput<'a> {
 /// # Errors
 /// [`Error::InvalidArgument`] if a shape, type or memory does not fit.
 pub fn combine(device: &Device, args: CombineArgs<'_>) -> Result<()> {
+    check(device, &args)?;
+    device.backend().combine(args)
+}
+
+/// [`grouped_gemm`](fn@super::grouped_gemm) and [`combine`] of its output, which a backend may do in one go.
+///
+/// # Errors
+/// As the two.
+pub fn grouped_gemm_combine(device: &Device, mut args: GroupedGemmCombineArgs<'_>) -> Result<()> {
+    super::grouped_gemm::check(device, &args.gemm)?;
+    check(device, &args.combine.of(args.gemm.output.as_view()))?;
+    device.backend().grouped_gemm_combine(args)
+}
+
+fn check(device: &Device, args: &CombineArgs<'_>) -> Result<()> {
     let expect = Expect::on(device);
     let [num_tokens, hidden_size] = dims("output", args.output.as_view())?;
     expect.elements("output", args.output.as_view(), FLOATS)?;
@@ -90,5 +156,5 @@ pub fn combine(device: &Device, args: CombineArgs<'_>) -> Result<()> {
             expect.tensor("shared.gate_logits", gate, [num_tokens, 1], &[DType::F32])?;
         }
     }
-    device.backend().combine(args)
+    Ok(())
 }

@@ -90,6 +90,11 @@ impl Epilogue {
 /// # Errors
 /// [`Error::InvalidArgument`] if a shape, type or memory does not fit.
 pub fn grouped_gemm(device: &Device, args: GroupedGemmArgs<'_>) -> Result<()> {
+    check(device, &args)?;
+    device.backend().grouped_gemm(args)
+}
+
+pub(super) fn check(device: &Device, args: &GroupedGemmArgs<'_>) -> Result<()> {
     let expect = Expect::on(device);
     let [input_rows, k] = dims("input", args.input)?;
     let [num_experts, d1, d2] = dims("weight", args.weight)?;
@@ -127,5 +132,5 @@ pub fn grouped_gemm(device: &Device, args: GroupedGemmArgs<'_>) -> Result<()> {
             }
         }
     }
-    device.backend().grouped_gemm(args)
+    Ok(())
 }

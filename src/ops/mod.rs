@@ -9,7 +9,9 @@ mod permute;
 mod route;
 mod router_logits;
 
-pub use combine::{CombineArgs, SharedOutput, ZeroExperts, combine};
+pub use combine::{
+    CombineArgs, CombineNext, GroupedGemmCombineArgs, SharedOutput, ZeroExperts, combine, grouped_gemm_combine,
+};
 pub use grouped_gemm::{Epilogue, GroupedGemmArgs, InputRows, grouped_gemm};
 pub use jitter::{JitterArgs, jitter};
 pub use permute::{PermuteArgs, permute};

@@ -7,6 +7,7 @@ mod combine;
 mod errors;
 mod faults;
 mod grouped_gemm;
+mod grouped_gemm_combine;
 mod harness;
 mod jitter;
 mod large;
@@ -34,6 +35,7 @@ const TESTS: &[&[Test]] = &[
     permute::TESTS,
     grouped_gemm::TESTS,
     combine::TESTS,
+    grouped_gemm_combine::TESTS,
     layer::TESTS,
     errors::TESTS,
 ];

@@ -14,7 +14,7 @@ use libtest_mimic::{Completion, Failed, Trial};
 use ptx_vm::{Config, Module};
 
 use crate::harness::devices::cuda_vm::{NVCC, Vm};
-use crate::{combine, grouped_gemm, harness::Test, permute, route, router_logits};
+use crate::{combine, grouped_gemm, grouped_gemm_combine, harness::Test, permute, route, router_logits};
 
 /// One planted bug.
 struct Bug {
@@ -75,23 +75,23 @@ const PERMUTE: &[Bug] = &[
 ];
 
 const COMBINE: &[Bug] = &[
-    bug("a masked slot's row is read", "combine", "combine.cu", "if (row == MASKED) return;", ""),
+    bug("a masked slot's row is read", "combine", "common/token_sum.cuh", "if (row == MASKED) return;", ""),
     bug("columns past the last", "combine", "combine.cu", "if (column >= p.hidden_size) return;", ""),
     bug(
         "ragged slots end early",
         "combine",
-        "combine.cu",
+        "common/token_sum.cuh",
         "(p.token_offsets)[token + 1]",
         "(p.token_offsets)[token]",
     ),
     bug(
         "the first zero expert is none",
         "combine",
-        "combine.cu",
+        "common/token_sum.cuh",
         "id >= p.first_zero_expert",
         "id > p.first_zero_expert",
     ),
-    bug("shared output without its scale", "combine", "combine.cu", "p.shared_scale * gate", "gate"),
+    bug("shared output without its scale", "combine", "common/token_sum.cuh", "p.shared_scale * gate", "gate"),
     bug("weights ignored", "combine", "combine.cu", "sum.add(weight, p.expert_out", "sum.add(1.f, p.expert_out"),
 ];
 
@@ -212,11 +212,50 @@ const DECODE: &[Bug] = &[
     bug(
         "the last eight columns left out",
         "decode",
-        "decode.cu",
-        "lane_id() * 8; k < p.k; k += 256",
-        "lane_id() * 8; k + 8 < p.k; k += 256",
+        "common/stream.cuh",
+        "lane_id() * 8; k < end; k += 256",
+        "lane_id() * 8; k + 8 < end; k += 256",
     ),
     bug("gate and up swapped", "decode", "decode.cu", "gated && c % 2)) * p.k", "gated && c % 2 == 0)) * p.k"),
+];
+
+const DECODE_COMBINE: &[Bug] = &[
+    bug(
+        "sums read before they are all there",
+        "decode_combine",
+        "decode_combine.cu",
+        "__syncthreads();\n  combine_tokens",
+        "combine_tokens",
+    ),
+    bug(
+        "units read before they are all there",
+        "decode_combine",
+        "decode_combine.cu",
+        "__syncthreads();\n  return {units",
+        "return {units",
+    ),
+    bug(
+        "every part brings the bias",
+        "decode_combine",
+        "decode_combine.cu",
+        "if (part == 0) sum += bias_at",
+        "sum += bias_at",
+    ),
+    bug(
+        "a part ends where the next but one begins",
+        "decode_combine",
+        "decode_combine.cu",
+        "end = min(begin + per_part, p.gemm.k);",
+        "end = min(begin + 2 * per_part, p.gemm.k);",
+    ),
+    bug(
+        "the second half's columns over the first's",
+        "decode_combine",
+        "decode_combine.cu",
+        "first + lane_id() % WIDTH, sum",
+        "lane_id() % WIDTH, sum",
+    ),
+    bug("parts of K over each other", "decode", "decode.cu", "begin = min(threadIdx.y * per_part, p.k)", "begin = 0"),
 ];
 
 const SIMT: &[Bug] = &[
@@ -318,7 +357,7 @@ const MMA: &[Bug] = &[
 
 /// A trial for each bug; they need the nvcc that the crate was built with.
 pub fn trials() -> Vec<Trial> {
-    [PERMUTE, COMBINE, ROUTER_LOGITS, ROUTE, ROUTE_SELECTIONS, DECODE, SIMT, MMA]
+    [PERMUTE, COMBINE, ROUTER_LOGITS, ROUTE, ROUTE_SELECTIONS, DECODE, DECODE_COMBINE, SIMT, MMA]
         .into_iter()
         .flatten()
         .map(|bug| Trial::ignorable_test(format!("planted/{}: {}", bug.kernels, bug.what), move || check(bug)))
@@ -351,6 +390,7 @@ fn tests(kernels: &str) -> &'static [&'static [Test]] {
         "router_logits" => &[router_logits::TESTS],
         "route" => &[route::TESTS, route::SELECTIONS],
         "route_expert_choice" | "route_sinkhorn" | "route_figures" => &[route::SELECTIONS],
+        "decode_combine" => &[grouped_gemm_combine::TESTS],
         _ => &[grouped_gemm::TESTS],
     }
 }

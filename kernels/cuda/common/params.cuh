@@ -195,3 +195,11 @@ struct CombineParams {
   float shared_scale;
 };
 static_assert(sizeof(CombineParams) == 120, "as in params.rs");
+
+struct DecodeCombineParams {
+  GroupedGemmParams gemm;
+  CombineParams combine;  // of the gemm's output, which is nowhere else
+  uint32_t columns;       // of a block
+  uint32_t k_step;        // K is cut at multiples of it
+};
+static_assert(sizeof(DecodeCombineParams) == 256, "as in params.rs");

@@ -33,7 +33,7 @@ pub(super) fn combine(queue: &mut Queue<'_>, mut args: CombineArgs<'_>) -> Resul
     unsafe { queue.launch(if wide { WIDE } else { COLUMNS }, config, &params) }
 }
 
-fn params(args: &mut CombineArgs<'_>) -> Result<CombineParams> {
+pub(super) fn params(args: &mut CombineArgs<'_>) -> Result<CombineParams> {
     let (top_k, token_offsets) = slots_of_tokens(args.slots);
     let (zero, shared) = (args.zero_experts, args.shared);
     let code = |view: Option<TensorView<'_>>| view.map_or(0, |view| dtype_code(view.dtype()));

@@ -1,5 +1,6 @@
 //! `grouped_gemm` on CUDA: parameters of every kernel for it, and which one runs.
 
+use super::decode;
 use super::driver::LaunchConfig;
 use super::memory::{address, address_mut, optional_address};
 use super::params::{GroupedGemmParams, count, is_aligned};
@@ -17,11 +18,7 @@ pub(super) fn grouped_gemm(queue: &mut Queue<'_>, mut args: GroupedGemmArgs<'_>)
     let params = params(&mut args)?;
     let shape = shape(&args, &params);
     match choose(&shape) {
-        GemmPath::Decode { kernel, columns, threads } => {
-            let config = LaunchConfig::new([params.n.div_ceil(columns), params.num_rows, 1], threads);
-            // SAFETY: as below.
-            unsafe { queue.launch(kernel, config, &params) }
-        }
+        GemmPath::Decode(kernel) => decode::gemm(queue, kernel, &params),
         GemmPath::Tiled(_) if params.num_experts > MAX_EXPERTS => {
             Err(unsupported(format!("grouped_gemm over {} experts", params.num_experts)))
         }
@@ -36,7 +33,7 @@ pub(super) fn grouped_gemm(queue: &mut Queue<'_>, mut args: GroupedGemmArgs<'_>)
     }
 }
 
-fn shape(args: &GroupedGemmArgs<'_>, params: &GroupedGemmParams) -> GemmShape {
+pub(super) fn shape(args: &GroupedGemmArgs<'_>, params: &GroupedGemmParams) -> GemmShape {
     let kn = params.kn != 0;
     let run = if kn { run(params) } else { params.k };
     // A column of [E, K, N] weights takes one element of the input at a time.
@@ -61,7 +58,7 @@ fn run(params: &GroupedGemmParams) -> u32 {
     }
 }
 
-fn params(args: &mut GroupedGemmArgs<'_>) -> Result<GroupedGemmParams> {
+pub(super) fn params(args: &mut GroupedGemmArgs<'_>) -> Result<GroupedGemmParams> {
     let [num_rows, n_out] = [args.output.dims()[0], args.output.dims()[1]];
     let [num_experts, k] = [args.weight.dims()[0], args.input.dims()[1]];
     let kn = args.weight_layout == WeightLayout::Kn;

@@ -5,6 +5,7 @@
 
 mod arena;
 mod combine;
+mod decode;
 mod device;
 pub mod driver;
 mod grouped_gemm;
@@ -39,7 +40,7 @@ use self::driver::{Driver, StreamHandle};
 use self::queue::{Queue, Scratch};
 use super::Backend;
 use crate::error::{Error, Result};
-use crate::ops::{CombineArgs, GroupedGemmArgs, PermuteArgs, RouteArgs, RouterLogitsArgs};
+use crate::ops::{CombineArgs, GroupedGemmArgs, GroupedGemmCombineArgs, PermuteArgs, RouteArgs, RouterLogitsArgs};
 use crate::tensor::{DType, DeviceBuffer, Shape, Storage, TensorView, TensorViewMut};
 
 const NAME: &str = "cuda";
@@ -187,5 +188,12 @@ impl Backend for Cuda {
 
     fn combine(&self, args: CombineArgs<'_>) -> Result<()> {
         combine::combine(&mut self.queue(), args)
+    }
+
+    fn grouped_gemm_combine(&self, mut args: GroupedGemmCombineArgs<'_>) -> Result<()> {
+        if decode::gemm_combine(&mut self.queue(), &mut args)? {
+            return Ok(());
+        }
+        args.in_steps(|gemm| self.grouped_gemm(gemm), |sum| self.combine(sum))
     }
 }

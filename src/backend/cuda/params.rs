@@ -237,6 +237,16 @@ params! {
     }
 }
 
+params! {
+    /// Of `decode_combine.cu`.
+    DecodeCombineParams, 256 {
+        gemm: GroupedGemmParams,
+        combine: CombineParams,
+        columns: u32,
+        k_step: u32,
+    }
+}
+
 /// A size as the kernels count it.
 pub(super) fn count(what: &str, n: usize) -> Result<u32> {
     // One value is left to mark what is masked, and the top bit to sums of two counts.
@@ -267,7 +277,8 @@ mod tests {
                     "uint32_t" => "u32",
                     "uint16_t" => "u16",
                     "float" => "f32",
-                    other => panic!("{name}: {other}"),
+                    // A struct in a struct.
+                    other => other,
                 };
                 match field.trim_end_matches(']').split_once('[') {
                     Some((field, len)) => (field.into(), format!("[{ty}; {len}]")),
@@ -290,6 +301,7 @@ mod tests {
             ("PermuteParams", PermuteParams::FIELDS),
             ("GroupedGemmParams", GroupedGemmParams::FIELDS),
             ("CombineParams", CombineParams::FIELDS),
+            ("DecodeCombineParams", DecodeCombineParams::FIELDS),
         ];
         assert_eq!(HEADER.matches("struct ").count(), structs.len());
         for (name, fields) in structs {

@@ -24,14 +24,8 @@ pub(super) struct GemmShape {
 /// The way of a grouped GEMM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum GemmPath {
-    /// Every weight once per few rows of its expert.
-    Decode {
-        /// Of decode.cu.
-        kernel: Kernel,
-        /// Columns of the product that a block does.
-        columns: u32,
-        threads: u32,
-    },
+    /// Every weight once per few rows of its expert, by this kernel of decode.cu.
+    Decode(Kernel),
     /// Tiles of rows and columns, taken one after another by as many blocks as run at a time.
     Tiled(Tiled),
 }
@@ -93,8 +87,7 @@ fn decode(shape: &GemmShape) -> GemmPath {
         (_, false) => "decode_f32",
         (_, true) => "decode_kn_f32",
     };
-    let (columns, threads) = if shape.kn { (64, 256) } else { (16, 128) };
-    GemmPath::Decode { kernel: Kernel { file: "decode", name }, columns, threads }
+    GemmPath::Decode(Kernel { file: "decode", name })
 }
 
 /// The kernels of a kind: tiles of 16, 64 and 128 rows.
@@ -166,7 +159,7 @@ mod tests {
 
     fn name(shape: GemmShape) -> &'static str {
         match choose(&shape) {
-            GemmPath::Decode { kernel, .. } => kernel.name,
+            GemmPath::Decode(kernel) => kernel.name,
             GemmPath::Tiled(path) => path.kernel.name,
         }
     }
