@@ -53,15 +53,15 @@ struct Candle {
     num_cached: usize,
 }
 
-/// Seconds of one round.
-#[derive(Clone, Copy)]
-struct Times {
-    prefill: f64,
-    decode: f64,
-}
-
 /// The whole model and the model without experts, in candle and in ours.
 struct Four<T>([T; 4]);
+
+/// Seconds of each call.
+#[derive(Default)]
+struct Times {
+    prefill: Vec<Four<f64>>,
+    decode: Vec<Four<f64>>,
+}
 
 const CANDLE: usize = 0;
 const CANDLE_REST: usize = 1;
@@ -84,8 +84,8 @@ fn main() -> Result<()> {
         Box::new(model::Model::load(&whole, None, &|_, _| {})?),
         Box::new(model::Model::load(&rest, None, &|_, _| {})?),
     ]);
-    let (rounds, logits) = measure(&args, &mut engines)?;
-    report(&args, &rounds, &logits)
+    let (times, logits) = measure(&args, &mut engines)?;
+    report(&args, &times, &logits)
 }
 
 fn shape(args: &Args, experts: bool) -> Shape {
@@ -103,55 +103,54 @@ fn shape(args: &Args, experts: bool) -> Shape {
     }
 }
 
-/// All four in turn, round by round, so that what is compared was measured in the same moments; the first round warms up.
-/// With the last round's logits.
-fn measure(args: &Args, engines: &mut Four<Box<dyn Engine>>) -> Result<(Vec<Four<Times>>, Four<Vec<Tensor>>)> {
+/// All four in turn, token by token, so that what is compared was measured in the same moments and found the caches as
+/// cold; the first round warms up. With the last round's logits.
+fn measure(args: &Args, engines: &mut Four<Box<dyn Engine>>) -> Result<(Times, Four<Vec<Tensor>>)> {
     let tokens: Vec<u32> = (0..args.prefill + args.decode).map(|i| (i * 377 % 1021) as u32).collect();
-    let mut rounds = Vec::new();
+    let (prompt, decoded) = tokens.split_at(args.prefill);
+    let mut times = Times::default();
     let mut logits = Four([const { Vec::new() }; 4]);
-    for _ in 0..=args.rounds {
-        let mut times = [Times { prefill: 0.0, decode: 0.0 }; 4];
-        for ((engine, times), logits) in engines.0.iter_mut().zip(&mut times).zip(&mut logits.0) {
-            engine.reset()?;
-            let start = Instant::now();
-            *logits = vec![engine.logits(&tokens[..args.prefill])?];
-            times.prefill = start.elapsed().as_secs_f64();
-            let start = Instant::now();
-            for token in &tokens[args.prefill..] {
-                logits.push(engine.logits(std::slice::from_ref(token))?);
+    for round in 0..=args.rounds {
+        logits = Four([const { Vec::new() }; 4]);
+        engines.0.iter_mut().try_for_each(|engine| engine.reset())?;
+        for (i, call) in [prompt].into_iter().chain(decoded.chunks(1)).enumerate() {
+            let mut seconds = Four([0.0; 4]);
+            for ((engine, seconds), logits) in engines.0.iter_mut().zip(&mut seconds.0).zip(&mut logits.0) {
+                let start = Instant::now();
+                logits.push(engine.logits(call)?);
+                *seconds = start.elapsed().as_secs_f64();
             }
-            times.decode = start.elapsed().as_secs_f64();
+            if round > 0 {
+                let phase = if i == 0 { &mut times.prefill } else { &mut times.decode };
+                phase.push(seconds);
+            }
         }
-        rounds.push(Four(times));
     }
-    rounds.remove(0);
-    Ok((rounds, logits))
+    Ok((times, logits))
 }
 
-/// One CSV row per phase: medians over the rounds, of the ratios too.
-fn report(args: &Args, rounds: &[Four<Times>], logits: &Four<Vec<Tensor>>) -> Result<()> {
+/// One CSV row per phase, of medians over the calls. Experts' time is the median of what the whole model took longer than
+/// the one without them right after it: single differences are small beside the noise of what they are differences of.
+fn report(args: &Args, times: &Times, logits: &Four<Vec<Tensor>>) -> Result<()> {
     let error = distance(&logits.0[OURS], &logits.0[CANDLE])?;
     let tolerance = if args.dtype == "f32" { 1e-4 } else { 0.05 };
     ensure!(error <= tolerance, "the two models differ: {error:e}");
-    let phases: [(&str, usize, fn(Times) -> f64); 2] =
-        [("prefill", args.prefill, |t| t.prefill), ("decode", args.decode, |t| t.decode)];
-    for (phase, tokens, of) in phases {
-        let over_rounds = |f: &dyn Fn(&dyn Fn(usize) -> f64) -> f64| {
-            let mut values: Vec<f64> = rounds.iter().map(|round| f(&|engine| of(round.0[engine]))).collect();
+    let phases = [("prefill", args.prefill, 1, &times.prefill), ("decode", args.decode, args.decode, &times.decode)];
+    for (phase, tokens, calls, times) in phases {
+        let median = |of: &dyn Fn(&[f64; 4]) -> f64| {
+            let mut values: Vec<f64> = times.iter().map(|call| of(&call.0)).collect();
             values.sort_by(f64::total_cmp);
-            values[values.len() / 2]
+            values[values.len() / 2] * calls as f64 * 1e3
         };
-        let moe = |t: &dyn Fn(usize) -> f64, whole, rest| t(whole) - t(rest);
+        let (candle, ours) = (median(&|t| t[CANDLE]), median(&|t| t[OURS]));
+        let candle_moe = median(&|t| t[CANDLE] - t[CANDLE_REST]);
+        let ours_moe = median(&|t| t[OURS] - t[OURS_REST]);
         println!(
-            "{},{phase},{tokens},{},{:.1},{:.1},{:.1},{:.1},{:.2},{:.2},{error:.1e}",
+            "{},{phase},{tokens},{},{candle:.1},{ours:.1},{candle_moe:.1},{ours_moe:.1},{:.2},{:.2},{error:.1e}",
             args.dtype,
             args.layers,
-            over_rounds(&|t| t(CANDLE)) * 1e3,
-            over_rounds(&|t| t(OURS)) * 1e3,
-            over_rounds(&|t| moe(t, CANDLE, CANDLE_REST)) * 1e3,
-            over_rounds(&|t| moe(t, OURS, OURS_REST)) * 1e3,
-            over_rounds(&|t| t(CANDLE) / t(OURS)),
-            over_rounds(&|t| moe(t, CANDLE, CANDLE_REST) / moe(t, OURS, OURS_REST)),
+            candle / ours,
+            candle_moe / ours_moe,
         );
     }
     Ok(())
