@@ -24,7 +24,11 @@ pub const TESTS: &[Test] = &[
     Test { op: "grouped_gemm", name: "repeats", body: repeats },
     Test { op: "grouped_gemm", name: "non_finite", body: non_finite },
     Test { op: "grouped_gemm", name: "f16_range", body: f16_range },
+    Test { op: "grouped_gemm", name: "tensor_cores", body: tensor_cores },
 ];
+
+/// Of [`TESTS`], those that the kernels of whole eights run.
+pub const TENSOR_CORES: &[Test] = &[Test { op: "grouped_gemm", name: "tensor_cores", body: tensor_cores }];
 
 /// How the rows of the output find their input.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -342,6 +346,31 @@ fn f16_range(device: &Device, log: &mut Log) -> Result<(), Failure> {
     for num_slots in [1, 9] {
         let case = Case { scale: 1000.0, epilogue: Epilogue::None, num_slots, ..Case::of(DType::F16) };
         log.case(device, &case, check)?;
+    }
+    Ok(())
+}
+
+/// Sizes that kernels of whole eights take, over several of their tiles and stages, and ragged in each of them.
+fn tensor_cores(device: &Device, log: &mut Log) -> Result<(), Failure> {
+    use GateUpLayout::{GateThenUp, Interleaved, UpThenGate};
+    let gated = |layout| Epilogue::Gated { activation: Activation::Silu, layout };
+    for weight in [DType::BF16, DType::F16] {
+        let base = Case { output: weight, bias: true, ..Case::of(weight) };
+        for (num_slots, num_experts, k, n, epilogue) in [
+            (300, 1, 328, 272, gated(GateThenUp)),
+            (200, 1, 584, 144, Epilogue::None),
+            (180, 3, 392, 304, gated(UpThenGate)),
+            (66, 3, 80, 560, gated(Interleaved)),
+            (30, 2, 456, 96, Epilogue::Activation(Activation::Relu)),
+        ] {
+            let rows = Rows::Gathered { top_k: 1, scaled: true };
+            let case = Case { seed: k as u64, num_slots, num_experts, k, n, epilogue, rows, ..base };
+            log.case(device, &case, check)?;
+        }
+        for epilogue in inputs::epilogues() {
+            let case = Case { epilogue, num_slots: 40, k: 72, n: 48, scale: 3.0, output: DType::F32, ..base };
+            log.case(device, &case, check)?;
+        }
     }
     Ok(())
 }

@@ -69,7 +69,12 @@ fn main() -> ExitCode {
 
 /// One trial for each test on a device that is there, or one that says why it is not.
 fn device_trials(candidate: &'static Candidate, required: &[String]) -> Vec<Trial> {
-    let tests = || TESTS.iter().copied().flatten().chain(if candidate.widens { &[] } else { large::TESTS });
+    let asked = |test: &&Test| {
+        let name = format!("{}::{}", test.op, test.name);
+        candidate.ops.is_none_or(|ops| ops.iter().any(|op| *op == test.op || *op == name))
+    };
+    let tests =
+        || TESTS.iter().copied().flatten().chain(if candidate.widens { &[] } else { large::TESTS }).filter(asked);
     let name = candidate.name;
     match candidate.find(required) {
         Found::Present(device) => tests().map(|test| device_trial(candidate, device.clone(), test)).collect(),

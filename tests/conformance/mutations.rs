@@ -355,9 +355,116 @@ const MMA: &[Bug] = &[
     ),
 ];
 
+const WGMMA: &[Bug] = &[
+    bug(
+        "cp.async's writes not fenced for wgmma",
+        "grouped_gemm_sm90",
+        "grouped_gemm_sm90.cu",
+        "ptx::fence_proxy_async();\n",
+        "",
+    ),
+    bug(
+        "barriers not fenced for the copy engine",
+        "grouped_gemm_sm90",
+        "grouped_gemm_sm90.cu",
+        "ptx::fence_mbarrier_init();",
+        "",
+    ),
+    bug("the first filling waits", "grouped_gemm_sm90", "grouped_gemm_sm90.cu", "at.parity ^ 1)", "at.parity)"),
+    bug(
+        "parity turns a stage late",
+        "grouped_gemm_sm90",
+        "grouped_gemm_sm90.cu",
+        "parity ^= stage == 0",
+        "parity ^= stage == 1",
+    ),
+    bug(
+        "stages are filled before they are empty",
+        "grouped_gemm_sm90",
+        "grouped_gemm_sm90.cu",
+        "ptx::mbarrier_wait(empty + at.stage * 8, at.parity ^ 1);",
+        "",
+    ),
+    bug(
+        "stages are multiplied before they are full",
+        "grouped_gemm_sm90",
+        "grouped_gemm_sm90.cu",
+        "ptx::mbarrier_wait(full + at.stage * 8, at.parity);",
+        "",
+    ),
+    bug(
+        "half of the bytes announced",
+        "grouped_gemm_sm90",
+        "grouped_gemm_sm90.cu",
+        "(barrier, BN * DEPTH * 2)",
+        "(barrier, BN * DEPTH)",
+    ),
+    bug(
+        "full without the copy engine's arrival",
+        "grouped_gemm_sm90",
+        "grouped_gemm_sm90.cu",
+        "WARPGROUP + 1)",
+        "WARPGROUP)",
+    ),
+    bug(
+        "empty when one warp of each warpgroup is done",
+        "grouped_gemm_sm90",
+        "grouped_gemm_sm90.cu",
+        "CONSUMERS * WARPGROUP / 32)",
+        "CONSUMERS)",
+    ),
+    bug(
+        "a stage is free while its products are under way",
+        "grouped_gemm_sm90",
+        "grouped_gemm_sm90.cu",
+        "ptx::wgmma_wait<1>();",
+        "ptx::wgmma_wait<2>();",
+    ),
+    bug(
+        "sums are read while products are under way",
+        "grouped_gemm_sm90",
+        "grouped_gemm_sm90.cu",
+        "ptx::wgmma_wait<0>();",
+        "",
+    ),
+    bug("no wgmma.fence", "grouped_gemm_sm90", "grouped_gemm_sm90.cu", "ptx::wgmma_fence();", ""),
+    bug("sums of the tile before are added to", "grouped_gemm_sm90", "grouped_gemm_sm90.cu", "(k | step) != 0", "true"),
+    bug("rows lie unswizzled", "grouped_gemm_sm90", "grouped_gemm_sm90.cu", "(chunk ^ row % 8)", "chunk"),
+    bug("eights of rows 512 bytes apart", "grouped_gemm_sm90", "ptx/wgmma.cuh", "(1024ull >> 4)", "(512ull >> 4)"),
+    bug(
+        "rows past the expert's last are read",
+        "grouped_gemm_sm90",
+        "grouped_gemm_sm90.cu",
+        "row < tile.row_end ?",
+        "true ?",
+    ),
+    bug("columns past K are read", "grouped_gemm_sm90", "grouped_gemm_sm90.cu", "&& column < p.k;", ";"),
+    bug(
+        "up first taken for gate first",
+        "grouped_gemm_sm90",
+        "grouped_gemm_sm90.cu",
+        "p.gate == UP_THEN_GATE ? 1 : 0",
+        "0",
+    ),
+    bug(
+        "rows of the next expert are written",
+        "grouped_gemm_sm90",
+        "common/wgmma_epilogue.cuh",
+        "if (row < place.row_end && column < p.n_out) {\n        *",
+        "if (column < p.n_out) {\n        *",
+    ),
+    bug(
+        "lanes swap with the wrong ones",
+        "grouped_gemm_sm90",
+        "common/wgmma_epilogue.cuh",
+        "w[i + 1], 1)",
+        "w[i + 1], 2)",
+    ),
+];
+
 /// A trial for each bug; they need the nvcc that the crate was built with.
 pub fn trials() -> Vec<Trial> {
-    [PERMUTE, COMBINE, ROUTER_LOGITS, ROUTE, ROUTE_SELECTIONS, DECODE, DECODE_COMBINE, SIMT, MMA]
+    [PERMUTE, COMBINE, ROUTER_LOGITS, ROUTE, ROUTE_SELECTIONS, DECODE, DECODE_COMBINE, SIMT, MMA, WGMMA]
         .into_iter()
         .flatten()
         .map(|bug| Trial::ignorable_test(format!("planted/{}: {}", bug.kernels, bug.what), move || check(bug)))
@@ -391,6 +498,7 @@ fn tests(kernels: &str) -> &'static [&'static [Test]] {
         "route" => &[route::TESTS, route::SELECTIONS],
         "route_expert_choice" | "route_sinkhorn" | "route_figures" => &[route::SELECTIONS],
         "decode_combine" => &[grouped_gemm_combine::TESTS],
+        "grouped_gemm_sm90" => &[grouped_gemm::TENSOR_CORES],
         _ => &[grouped_gemm::TESTS],
     }
 }
@@ -410,8 +518,9 @@ fn compile(nvcc: &str, bug: &Bug) -> Result<String, String> {
             changed = text.contains(bug.from);
             text = text.replacen(bug.from, bug.to, 1);
         }
-        // Half of the instances of the largest file are enough, and take half the time to compile.
-        let kept = text.lines().filter(|line| !line.starts_with("TILES(f16"));
+        // A part of the instances of the largest files is enough, and takes less time to compile.
+        let left_out = ["TILES(f16", "  KERNEL(NAME, T, 128"];
+        let kept = text.lines().filter(|line| !left_out.iter().any(|start| line.starts_with(start)));
         let text = kept.collect::<Vec<_>>().join("\n") + "\n";
         (name, &text).hash(&mut hasher);
         texts.push((name, text));
@@ -429,8 +538,9 @@ fn compile(nvcc: &str, bug: &Bug) -> Result<String, String> {
             fs::write(&path, text).map_err(|e| e.to_string())?;
         }
         let partial = folder.join("partial.ptx");
+        let arch = if bug.kernels.ends_with("_sm90") { "-arch=compute_90a" } else { "-arch=compute_80" };
         let output = Command::new(nvcc)
-            .args(["-std=c++17", "-lineinfo", "-ptx", "-w", "-arch=compute_80", "-I"])
+            .args(["-std=c++17", "-lineinfo", "-ptx", "-w", arch, "-I"])
             .arg(&folder)
             .arg(folder.join(bug.kernels).with_extension("cu"))
             .arg("-o")

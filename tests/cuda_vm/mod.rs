@@ -8,9 +8,9 @@ use std::fmt;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use fused_moe::backend::cuda::Cuda;
-use fused_moe::backend::cuda::driver::{Driver, Kernel, LaunchConfig, StreamHandle};
-use fused_moe::{Device, Error, Result};
-use ptx_vm::{Arg, Config, Gpu, Launch, Module};
+use fused_moe::backend::cuda::driver::{Driver, Kernel, LaunchConfig, StreamHandle, TiledTensor};
+use fused_moe::{DType, Device, Error, Result};
+use ptx_vm::{Arg, Config, Gpu, Launch, Module, OobFill, Swizzle, TensorMap, TensorType};
 
 include!(concat!(env!("OUT_DIR"), "/cuda/ptx.rs"));
 
@@ -81,7 +81,7 @@ impl Vm {
 
     /// The same with other PTX for one file; kernels that it lacks stay as they were.
     pub fn changed(config: Config, file: &str, module: Arc<Module>) -> Arc<Self> {
-        let vm = Self::with("80", config);
+        let vm = Self::with(if file.ends_with("_sm90") { "90a" } else { "80" }, config);
         vm.state().changed.insert(file.to_owned(), module);
         vm
     }
@@ -157,6 +157,17 @@ unsafe impl Driver for Vm {
 
     fn is_emulated(&self) -> bool {
         true
+    }
+
+    fn tensor_map(&self, tensor: &TiledTensor) -> Result<[u64; 16]> {
+        let TiledTensor { dtype, address, dims, strides, boxes } = tensor;
+        let ty = if *dtype == DType::F16 { TensorType::F16 } else { TensorType::BF16 };
+        let (swizzle, fill) = (Swizzle::B128, OobFill::Zeros);
+        let map = TensorMap::tiled(ty, *address, dims, strides, boxes, &[1; 4], swizzle, fill).map_err(failed)?;
+        let mut words =
+            map.encode().chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap())).collect::<Vec<_>>();
+        words.resize(16, 0);
+        Ok(words.try_into().expect("16 words"))
     }
 
     fn stream(&self) -> StreamHandle {
@@ -235,6 +246,10 @@ unsafe impl Driver for Old {
 
     fn num_sms(&self) -> u32 {
         1
+    }
+
+    fn tensor_map(&self, _: &TiledTensor) -> Result<[u64; 16]> {
+        too_old()
     }
 
     fn stream(&self) -> StreamHandle {

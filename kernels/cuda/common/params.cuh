@@ -172,6 +172,12 @@ struct GroupedGemmParams {
 };
 static_assert(sizeof(GroupedGemmParams) == 128, "as in params.rs");
 
+struct GroupedGemmSm90Params {
+  alignas(64) uint64_t weight_map[16];  // a CUtensorMap of the weights as [E, 2 or 1, n_out, K]
+  GroupedGemmParams gemm;
+};
+static_assert(sizeof(GroupedGemmSm90Params) == 256, "as in params.rs");
+
 struct CombineParams {
   uint64_t expert_out;        // [R, H]
   uint64_t inv_permuted_idx;  // [S] u32; not there: slot s is row s

@@ -53,7 +53,7 @@ pub(super) fn gemm(queue: &Queue<'_>, kernel: Kernel, params: &GroupedGemmParams
 pub(super) fn gemm_combine(queue: &mut Queue<'_>, args: &mut GroupedGemmCombineArgs<'_>) -> Result<bool> {
     let (gemm, sum) = (&mut args.gemm, &mut args.combine);
     let params = grouped_gemm::params(gemm)?;
-    let few = matches!(choose(&grouped_gemm::shape(gemm, &params)), GemmPath::Decode(_));
+    let few = matches!(choose(&grouped_gemm::shape(gemm, &params, queue)), GemmPath::Decode(_));
     let plain = gemm.epilogue == Epilogue::None && params.permuted_idx == 0 && params.expert_offsets != 0;
     if !few || !plain || params.num_rows > COMBINE_ROWS {
         return Ok(false);

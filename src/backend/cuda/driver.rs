@@ -6,6 +6,7 @@
 use std::fmt;
 
 use crate::error::Result;
+use crate::tensor::DType;
 
 /// A kernel: the file it is in (`kernels/cuda/<file>.cu`) and its name there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -63,6 +64,22 @@ impl StreamHandle {
     pub const PER_THREAD: Self = Self(2);
 }
 
+/// A tensor that the copy engine of sm_90 reads boxes of: a `CUtensorMap` with 128-byte swizzle, zeros outside of the
+/// tensor. The innermost dimension comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TiledTensor {
+    /// A 16-bit type.
+    pub dtype: DType,
+    /// A multiple of 16.
+    pub address: u64,
+    /// Elements, at least one in each dimension.
+    pub dims: [u64; 4],
+    /// Bytes from one index to the next in all dimensions but the innermost: multiples of 16.
+    pub strides: [u64; 3],
+    /// Elements of a box: 64 in the innermost dimension.
+    pub boxes: [u32; 4],
+}
+
 /// A CUDA driver and one of its devices.
 ///
 /// Work is asynchronous and in the order of calls on one stream. Addresses are device addresses.
@@ -84,6 +101,12 @@ pub unsafe trait Driver: fmt::Debug + Send + Sync + 'static {
     fn is_emulated(&self) -> bool {
         false
     }
+
+    /// The 128 bytes of a `CUtensorMap`, for kernels of sm_90. It is made on the host, without a call of the device.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`](crate::Error::Unsupported) if the driver makes none, else as [`Driver::zero`].
+    fn tensor_map(&self, tensor: &TiledTensor) -> Result<[u64; 16]>;
 
     /// A stream of the driver's own, for callers that bring none.
     fn stream(&self) -> StreamHandle;

@@ -1,22 +1,23 @@
 //! `grouped_gemm` on CUDA: parameters of every kernel for it, and which one runs.
 
 use super::decode;
-use super::driver::LaunchConfig;
+use super::driver::{LaunchConfig, TiledTensor};
 use super::memory::{address, address_mut, optional_address};
-use super::params::{GroupedGemmParams, count, is_aligned};
+use super::params::{GroupedGemmParams, GroupedGemmSm90Params, count, is_aligned};
 use super::queue::{Queue, unsupported};
-use super::tile::{GemmPath, GemmShape, choose, num_blocks};
+use super::tile::{GemmPath, GemmShape, choose, has_wgmma, num_blocks};
 use crate::backend::kernel_args::{EpilogueCodes, Gather, dtype_code};
 use crate::config::WeightLayout;
 use crate::error::Result;
 use crate::ops::GroupedGemmArgs;
+use crate::tensor::DType;
 
 /// Experts for which a kernel keeps counts in shared memory.
 const MAX_EXPERTS: u32 = 4096;
 
 pub(super) fn grouped_gemm(queue: &mut Queue<'_>, mut args: GroupedGemmArgs<'_>) -> Result<()> {
     let params = params(&mut args)?;
-    let shape = shape(&args, &params);
+    let shape = shape(&args, &params, queue);
     match choose(&shape) {
         GemmPath::Decode(kernel) => decode::gemm(queue, kernel, &params),
         GemmPath::Tiled(_) if params.num_experts > MAX_EXPERTS => {
@@ -26,25 +27,52 @@ pub(super) fn grouped_gemm(queue: &mut Queue<'_>, mut args: GroupedGemmArgs<'_>)
             let blocks = num_blocks(&params, &path, queue.driver.num_sms());
             let shared_bytes = path.shared_bytes + 4 * (params.num_experts + 1);
             let config = LaunchConfig::linear(blocks, path.threads).shared(shared_bytes);
-            // SAFETY: the kernels take this struct, and stay within the shapes that `ops` has checked against the
+            // SAFETY: the kernels take these structs, and stay within the shapes that `ops` has checked against the
             // memory; ascending offsets, and slots in `permuted_idx`, are the caller's promise.
-            unsafe { queue.launch(path.kernel, config, &params) }
+            unsafe {
+                match path.box_rows {
+                    None => queue.launch(path.kernel, config, &params),
+                    Some(rows) => {
+                        let weight_map = queue.driver.tensor_map(&weight_boxes(&params, args.weight.dtype(), rows))?;
+                        queue.launch(path.kernel, config, &GroupedGemmSm90Params { weight_map, gemm: params })
+                    }
+                }
+            }
         }
     }
 }
 
-pub(super) fn shape(args: &GroupedGemmArgs<'_>, params: &GroupedGemmParams) -> GemmShape {
+/// The weights as `[E, 2, n_out, K]`, gate and up apart however they lie along N, or as `[E, 1, N, K]`.
+fn weight_boxes(params: &GroupedGemmParams, dtype: DType, rows: u32) -> TiledTensor {
+    let [n, n_out, row] = [params.n, params.n_out, params.k * 2].map(u64::from);
+    // Interleaved halves take turns.
+    let (column, half) = if params.gate == 3 { (2 * row, row) } else { (row, n_out * row) };
+    TiledTensor {
+        dtype,
+        address: params.weight,
+        dims: [params.k.into(), n_out, n / n_out, params.num_experts.into()],
+        strides: [column, half, n * row],
+        boxes: [64, rows, 1, 1],
+    }
+}
+
+pub(super) fn shape(args: &GroupedGemmArgs<'_>, params: &GroupedGemmParams, queue: &Queue<'_>) -> GemmShape {
     let kn = params.kn != 0;
     let run = if kn { run(params) } else { params.k };
     // A column of [E, K, N] weights takes one element of the input at a time.
     let input = kn || params.input_aligned != 0;
     GemmShape {
+        wgmma: has_wgmma(&**queue.driver),
+        num_sms: queue.driver.num_sms(),
         rows: params.num_rows,
+        n: params.n,
+        k: params.k,
         num_experts: params.num_experts,
         input: args.input.dtype(),
         weight: args.weight.dtype(),
         kn,
         eights: input && params.weight_aligned != 0 && run.is_multiple_of(8),
+        output_eights: params.n_out.is_multiple_of(8) && params.output.is_multiple_of(16),
         batch_invariant: args.batch_invariant,
     }
 }

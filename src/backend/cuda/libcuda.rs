@@ -170,8 +170,8 @@ fn symbol(library: *mut c_void, name: &str) -> Option<*mut c_void> {
     (!function.is_null()).then_some(function)
 }
 
-/// A function of the driver, if it is there and has it.
-fn driver_function(name: &str) -> Option<*mut c_void> {
+/// A function of the driver, under a name that ends in a zero byte, if it is there and has it.
+pub(super) fn driver_function(name: &str) -> Option<*mut c_void> {
     load().ok()?;
     symbol(open(c"libcuda.so.1").ok()?, name)
 }

@@ -10,11 +10,12 @@ use std::ptr::{null, null_mut};
 
 use cust::sys::{CUcontext, CUdevice, CUdeviceptr, CUfunction, CUmodule, CUstream};
 
-use super::driver::{Driver, Kernel, LaunchConfig, StreamHandle};
+use super::driver::{Driver, Kernel, LaunchConfig, StreamHandle, TiledTensor};
 use super::images::{self, Image};
 use super::queue::unsupported;
 use super::{NAME, libcuda, unavailable};
 use crate::error::{Error, Result};
+use crate::tensor::DType;
 
 #[allow(clashing_extern_declarations, reason = "cust returns an enum where a number comes")]
 unsafe extern "C" {
@@ -59,7 +60,31 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
+/// The signature of `cuTensorMapEncodeTiled`, which is newer than cust's bindings.
+type EncodeTiled = unsafe extern "C" fn(
+    map: *mut TensorMap,
+    dtype: c_int,
+    rank: c_uint,
+    address: *mut c_void,
+    dims: *const u64,
+    strides: *const u64,
+    boxes: *const u32,
+    element_strides: *const u32,
+    interleave: c_int,
+    swizzle: c_int,
+    l2_promotion: c_int,
+    fill: c_int,
+) -> c_int;
+
+/// A `CUtensorMap`, aligned as the driver wants it.
+#[repr(C, align(64))]
+struct TensorMap([u64; 16]);
+
 // Numbers of cuda.h.
+const TENSOR_F16: c_int = 6;
+const TENSOR_BF16: c_int = 9;
+const SWIZZLE_128B: c_int = 3;
+const L2_PROMOTION_256B: c_int = 3;
 const NON_BLOCKING: c_uint = 1;
 const MULTIPROCESSOR_COUNT: c_int = 16;
 const CAPABILITY_MAJOR: c_int = 75;
@@ -78,6 +103,7 @@ pub(super) struct Nvidia {
     modules: Vec<CUmodule>,
     functions: HashMap<Kernel, CUfunction>,
     stream: CUstream,
+    encode_tiled: Option<EncodeTiled>,
     name: String,
     capability: (u32, u32),
     num_sms: u32,
@@ -188,6 +214,9 @@ impl Nvidia {
             modules: Vec::new(),
             functions: HashMap::new(),
             stream: null_mut(),
+            // SAFETY: this is the function's signature in cuda.h.
+            encode_tiled: libcuda::driver_function("cuTensorMapEncodeTiled\0")
+                .map(|function| unsafe { std::mem::transmute::<*mut c_void, EncodeTiled>(function) }),
             name: name.unwrap_or_else(|_| "NVIDIA GPU".into()),
             capability: (attribute(CAPABILITY_MAJOR)?, attribute(CAPABILITY_MINOR)?),
             num_sms: attribute(MULTIPROCESSOR_COUNT)?,
@@ -274,6 +303,34 @@ unsafe impl Driver for Nvidia {
 
     fn num_sms(&self) -> u32 {
         self.num_sms
+    }
+
+    fn tensor_map(&self, tensor: &TiledTensor) -> Result<[u64; 16]> {
+        let encode = self.encode_tiled.ok_or_else(|| unsupported("tensor maps, which came with CUDA 12"))?;
+        let dtype = if tensor.dtype == DType::F16 { TENSOR_F16 } else { TENSOR_BF16 };
+        let mut map = TensorMap([0; 16]);
+        let (TiledTensor { address, dims, strides, boxes, .. }, steps) = (tensor, [1; 4]);
+        // SAFETY: the map is written; arrays are as long as the rank says. Nothing at the address is read.
+        let code = unsafe {
+            let address = *address as *mut c_void;
+            let (dims, strides, boxes) = (dims.as_ptr(), strides.as_ptr(), boxes.as_ptr());
+            encode(
+                &mut map,
+                dtype,
+                4,
+                address,
+                dims,
+                strides,
+                boxes,
+                steps.as_ptr(),
+                0,
+                SWIZZLE_128B,
+                L2_PROMOTION_256B,
+                0,
+            )
+        };
+        check(&format!("cuTensorMapEncodeTiled of {tensor:?}"), code)?;
+        Ok(map.0)
     }
 
     fn stream(&self) -> StreamHandle {

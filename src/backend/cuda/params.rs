@@ -212,6 +212,14 @@ params! {
 }
 
 params! {
+    /// Of `grouped_gemm_sm90.cu`.
+    GroupedGemmSm90Params, 256 {
+        weight_map: [u64; 16],
+        gemm: GroupedGemmParams,
+    }
+}
+
+params! {
     /// Of `combine.cu`.
     CombineParams, 120 {
         expert_out: u64,
@@ -271,7 +279,8 @@ mod tests {
         let lines = body.lines().map(|line| line.split("//").next().unwrap().trim()).filter(|line| !line.is_empty());
         lines
             .map(|line| {
-                let (ty, field) = line.trim_end_matches(';').split_once(' ').unwrap();
+                let line = line.trim_start_matches("alignas(64) ").trim_end_matches(';');
+                let (ty, field) = line.split_once(' ').unwrap();
                 let ty = match ty {
                     "uint64_t" => "u64",
                     "uint32_t" => "u32",
@@ -300,6 +309,7 @@ mod tests {
             ("ExpertMapParams", ExpertMapParams::FIELDS),
             ("PermuteParams", PermuteParams::FIELDS),
             ("GroupedGemmParams", GroupedGemmParams::FIELDS),
+            ("GroupedGemmSm90Params", GroupedGemmSm90Params::FIELDS),
             ("CombineParams", CombineParams::FIELDS),
             ("DecodeCombineParams", DecodeCombineParams::FIELDS),
         ];

@@ -1,14 +1,21 @@
 //! Which kernel a grouped GEMM runs in, and how it is cut up: plain data, decided on the host from what the host knows.
 
-use super::driver::Kernel;
+use super::driver::{Driver, Kernel};
+use super::images::IMAGES;
 use super::params::GroupedGemmParams;
 use crate::tensor::DType;
 
 /// What decides.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct GemmShape {
+    /// The device multiplies by warpgroups, and the build has kernels that do.
+    pub(super) wgmma: bool,
+    pub(super) num_sms: u32,
     /// Rows of the output.
     pub(super) rows: u32,
+    /// Columns of the product, and what they are sums over.
+    pub(super) n: u32,
+    pub(super) k: u32,
     /// E.
     pub(super) num_experts: u32,
     pub(super) input: DType,
@@ -17,6 +24,8 @@ pub(super) struct GemmShape {
     pub(super) kn: bool,
     /// Rows of the input and runs of the weights are whole eights, and start on 16 bytes.
     pub(super) eights: bool,
+    /// Rows of the output are, too.
+    pub(super) output_eights: bool,
     /// Results may not depend on the number of rows.
     pub(super) batch_invariant: bool,
 }
@@ -43,6 +52,8 @@ pub(super) struct Tiled {
     pub(super) shared_bytes: u32,
     /// Blocks that an SM runs at a time.
     pub(super) blocks_per_sm: u32,
+    /// Rows of the boxes in which the copy engine fetches weights, where it does.
+    pub(super) box_rows: Option<u32>,
 }
 
 /// The kernel without tensor cores.
@@ -53,6 +64,7 @@ const SIMT: Tiled = Tiled {
     threads: 256,
     shared_bytes: 0,
     blocks_per_sm: 4,
+    box_rows: None,
 };
 
 /// Columns of a tile, and stages and their depth along K, as in grouped_gemm_sm80.cu.
@@ -61,7 +73,7 @@ const STAGES: u32 = 4;
 const DEPTH: u32 = 32;
 
 /// Rows up to which weights are streamed: in all, where an expert has this many, and however they are spread.
-const DECODE_ROWS: u32 = 128;
+pub(super) const DECODE_ROWS: u32 = 128;
 const DECODE_ROWS_PER_EXPERT: u32 = 2;
 const DECODE_ROWS_ALWAYS: u32 = 8;
 
@@ -75,7 +87,7 @@ pub(super) fn choose(shape: &GemmShape) -> GemmPath {
     if few && shape.eights && !shape.batch_invariant {
         return decode(shape);
     }
-    GemmPath::Tiled(tensor_cores(shape).unwrap_or(SIMT))
+    GemmPath::Tiled(wgmma(shape).or_else(|| tensor_cores(shape)).unwrap_or(SIMT))
 }
 
 fn decode(shape: &GemmShape) -> GemmPath {
@@ -117,9 +129,7 @@ fn tensor_cores(shape: &GemmShape) -> Option<Tiled> {
         (_, true, false) => sm80!("f16_f32"),
         (_, true, true) => sm80!("f16_f32_kn"),
     };
-    // Rows of an expert, were they spread evenly over as many experts as they can be.
-    let rows_per_expert = shape.rows.div_ceil(shape.num_experts.clamp(1, shape.rows.max(1)));
-    let (name, rows, threads, blocks_per_sm) = match rows_per_expert {
+    let (name, rows, threads, blocks_per_sm) = match rows_per_expert(shape) {
         0..=16 => (names[0], 16, 128, 4),
         17..=96 => (names[1], 64, 128, if f32_rows { 2 } else { 3 }),
         _ => (names[2], 128, 256, if f32_rows { 1 } else { 2 }),
@@ -127,7 +137,54 @@ fn tensor_cores(shape: &GemmShape) -> Option<Tiled> {
     let row_size = if f32_rows { 4 } else { 2 };
     let shared_bytes = STAGES * DEPTH * (rows * row_size + COLUMNS * 2);
     let kernel = Kernel { file: "grouped_gemm_sm80", name };
-    Some(Tiled { kernel, rows, columns: COLUMNS, threads, shared_bytes, blocks_per_sm })
+    Some(Tiled { kernel, rows, columns: COLUMNS, threads, shared_bytes, blocks_per_sm, box_rows: None })
+}
+
+/// The kernels of grouped_gemm_sm90.cu: rows and columns of a tile, its stages, rows of its boxes, names for bf16 and f16.
+const WGMMA: [(u32, u32, u32, u32, [&str; 2]); 3] = [
+    (128, 256, 4, 128, ["grouped_gemm_sm90_bf16_128x256", "grouped_gemm_sm90_f16_128x256"]),
+    (128, 128, 6, 64, ["grouped_gemm_sm90_bf16_128x128", "grouped_gemm_sm90_f16_128x128"]),
+    (64, 256, 5, 64, ["grouped_gemm_sm90_bf16_64x256", "grouped_gemm_sm90_f16_64x256"]),
+];
+
+/// Whether a device multiplies by warpgroups, and the build has kernels that do: `FUSED_MOE_CUDA_ARCHS` leaves some out.
+pub(super) fn has_wgmma(driver: &dyn Driver) -> bool {
+    driver.compute_capability() == (9, 0) && IMAGES.iter().any(|image| image.file == "grouped_gemm_sm90")
+}
+
+/// Rows of an expert up to which tiles of 64 rows are taken.
+const WGMMA_FEW_ROWS: u32 = 80;
+
+/// The path of sm_90a: `None` for other devices, and for types and layouts that its kernels do not take.
+fn wgmma(shape: &GemmShape) -> Option<Tiled> {
+    let types = shape.weight != DType::F32 && shape.input == shape.weight;
+    let takes = types && !shape.kn && shape.eights && shape.output_eights;
+    if !shape.wgmma || !takes || shape.n == 0 || shape.k == 0 || shape.num_experts == 0 {
+        return None;
+    }
+    // The large tile reads least from the L2 for what it computes, but leaves SMs idle where it makes few tiles.
+    let large = (shape.rows / 128).max(1) * shape.n.div_ceil(256);
+    let choice = match rows_per_expert(shape) {
+        0..=WGMMA_FEW_ROWS => 2,
+        _ if large < shape.num_sms => 1,
+        _ => 0,
+    };
+    let (rows, columns, stages, box_rows, names) = WGMMA[choice];
+    Some(Tiled {
+        kernel: Kernel { file: "grouped_gemm_sm90", name: names[usize::from(shape.weight == DType::F16)] },
+        rows,
+        columns,
+        threads: 384,
+        // Of each stage: 64 of K, and two barriers.
+        shared_bytes: stages * ((rows + columns) * 128 + 16),
+        blocks_per_sm: 1,
+        box_rows: Some(box_rows),
+    })
+}
+
+/// Rows of an expert, were they spread evenly over as many experts as they can be.
+fn rows_per_expert(shape: &GemmShape) -> u32 {
+    shape.rows.div_ceil(shape.num_experts.clamp(1, shape.rows.max(1)))
 }
 
 /// As many blocks as the device runs at a time, or as there can be tiles, however rows are spread over experts.
@@ -148,12 +205,17 @@ mod tests {
     use super::*;
 
     const SHAPE: GemmShape = GemmShape {
+        wgmma: false,
+        num_sms: 132,
         rows: 200,
+        n: 1536,
+        k: 2048,
         num_experts: 80,
         input: DType::BF16,
         weight: DType::BF16,
         kn: false,
         eights: true,
+        output_eights: true,
         batch_invariant: false,
     };
 
@@ -201,6 +263,36 @@ mod tests {
         assert_eq!(name(GemmShape { rows: 9999, ..f16 }), "grouped_gemm_sm80_f16_128");
         assert_eq!(name(GemmShape { weight: DType::BF16, ..f16 }), "grouped_gemm_simt");
         assert_eq!(name(GemmShape { weight: DType::F32, ..SHAPE }), "grouped_gemm_simt");
+    }
+
+    #[test]
+    fn hopper_multiplies_by_warpgroups() {
+        let shape = GemmShape { wgmma: true, ..SHAPE };
+        assert_eq!(name(shape), "grouped_gemm_sm90_bf16_64x256");
+        assert_eq!(name(GemmShape { rows: 65536, ..shape }), "grouped_gemm_sm90_bf16_128x256");
+        // 10 x 8 tiles of 128x256 are fewer than SMs.
+        let few = GemmShape { rows: 1280, num_experts: 4, n: 2048, ..shape };
+        assert_eq!(name(few), "grouped_gemm_sm90_bf16_128x128");
+        let f16 = GemmShape { input: DType::F16, weight: DType::F16, batch_invariant: true, ..shape };
+        assert_eq!(name(f16), "grouped_gemm_sm90_f16_64x256");
+        for other in [
+            GemmShape { kn: true, ..shape },
+            GemmShape { input: DType::F32, ..shape },
+            GemmShape { eights: false, ..shape },
+            GemmShape { output_eights: false, ..shape },
+            GemmShape { k: 0, ..shape },
+            SHAPE,
+        ] {
+            assert!(name(other).starts_with("grouped_gemm_sm80_"), "{other:?}");
+        }
+        for (rows, columns, stages, box_rows, _) in WGMMA {
+            let path = wgmma(&GemmShape { rows: 128, num_experts: 1, ..shape }).unwrap();
+            assert_eq!(path.threads, 384);
+            // With a word for each of 4096 experts.
+            assert!(stages * ((rows + columns) * 128 + 16) + 4 * 4097 <= 227 << 10);
+            // As many consumers side by side as stand in 128 rows.
+            assert_eq!(box_rows, columns * rows / 256);
+        }
     }
 
     #[test]

@@ -23,15 +23,17 @@ pub struct Candidate {
     pub widens: bool,
     /// Whether each test opens one for itself: it is interpreted, one launch at a time.
     pub own: bool,
+    /// The ops, or tests of one, that it is asked for, if not all: the others run in another candidate's kernels.
+    pub ops: Option<&'static [&'static str]>,
 }
 
 impl Candidate {
     const fn new(name: &'static str, open: fn() -> Result<Device>) -> Self {
-        Self { name, open, widens: false, own: false }
+        Self { name, open, widens: false, own: false, ops: None }
     }
 
     const fn small(name: &'static str, open: fn() -> Result<Device>) -> Self {
-        Self { name, open, widens: true, own: false }
+        Self { name, open, widens: true, own: false, ops: None }
     }
 }
 
@@ -50,6 +52,11 @@ pub const CANDIDATES: &[Candidate] = &[
     Candidate::new("wgpu-plain", plain_wgpu),
     Candidate::new("cuda", || Device::by_name("cuda")),
     Candidate { own: true, ..Candidate::small("ptx-vm", ptx_vm) },
+    Candidate {
+        own: true,
+        ops: Some(&["grouped_gemm", "layer::many_rows"]),
+        ..Candidate::small("ptx-vm-sm90", ptx_vm_sm90)
+    },
 ];
 
 /// What `FUSED_MOE_REQUIRE` may name besides devices: build.rs reads it.
@@ -59,6 +66,17 @@ const BUILD: &str = "cuda-build";
 #[cfg(feature = "cuda")]
 fn ptx_vm() -> Result<Device> {
     cuda_vm::device()
+}
+
+/// The same of compute capability 9.0.
+#[cfg(feature = "cuda")]
+fn ptx_vm_sm90() -> Result<Device> {
+    Ok(Device::new(fused_moe::backend::cuda::Cuda::new(cuda_vm::Vm::sm90())?))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn ptx_vm_sm90() -> Result<Device> {
+    ptx_vm()
 }
 
 #[cfg(not(feature = "cuda"))]
