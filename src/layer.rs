@@ -369,6 +369,8 @@ impl<T: AsView> MoeLayer<T> {
     ) -> Result<GroupedGemmArgs<'b>> {
         let batch_invariant = self.options.batch_invariant;
         let Stack { weights, epilogue, weight_layout, expert_offsets } = stack;
+        let weight_dtype = weights.down_proj.as_view().dtype();
+        let dtype = self.device.backend().intermediate_dtype_of(weight_dtype, num_rows, batch_invariant);
         let act_shape = [num_rows, buffers.act.shape().dims()[1]];
         grouped_gemm(
             &self.device,
@@ -380,20 +382,20 @@ impl<T: AsView> MoeLayer<T> {
                 weight_layout,
                 bias: view(&weights.gate_up_bias),
                 epilogue,
-                output: buffers.act.prefix_mut(act_shape)?,
+                output: buffers.act.prefix_as_mut(dtype, act_shape)?,
                 batch_invariant,
             },
         )?;
         let out_shape = [num_rows, buffers.expert_out.shape().dims()[1]];
         Ok(GroupedGemmArgs {
-            input: buffers.act.prefix(act_shape),
+            input: buffers.act.prefix_as(dtype, act_shape),
             rows: InputRows::Same,
             expert_offsets,
             weight: weights.down_proj.as_view(),
             weight_layout,
             bias: view(&weights.down_bias),
             epilogue: Epilogue::None,
-            output: buffers.expert_out.prefix_mut(out_shape)?,
+            output: buffers.expert_out.prefix_as_mut(dtype, out_shape)?,
             batch_invariant,
         })
     }
@@ -424,9 +426,9 @@ impl<T: AsView> MoeLayer<T> {
             expert_offsets: None,
         };
         let gemm = self.up_projection(stack, hidden_states, InputRows::Same, num_tokens, &mut buffers.experts)?;
-        let shape = gemm.output.shape();
+        let (dtype, shape) = (gemm.output.dtype(), gemm.output.shape());
         grouped_gemm(&self.device, gemm)?;
-        let output = buffers.experts.expert_out.prefix(shape);
+        let output = buffers.experts.expert_out.prefix_as(dtype, shape);
         let gate_logits = weights.gate.is_some().then(|| buffers.gate_logits.prefix([num_tokens, 1]));
         Ok(Some(SharedOutput { output, gate_logits, scale: config.output_scale }))
     }

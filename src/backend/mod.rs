@@ -62,6 +62,13 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
         DType::F32
     }
 
+    /// The type that a call over `rows` rows keeps them in, in the memory of [`Backend::intermediate_dtype`]: that type,
+    /// or a narrower one. It is the same for all numbers of rows where results may not depend on them.
+    fn intermediate_dtype_of(&self, weight: DType, rows: usize, batch_invariant: bool) -> DType {
+        let _ = (rows, batch_invariant);
+        self.intermediate_dtype(weight)
+    }
+
     /// [`crate::ops::jitter`]. For training-time noise, and so by way of the host unless a backend does better.
     fn jitter(&self, args: JitterArgs<'_>) -> Result<()> {
         let JitterArgs { hidden_states, seed, epsilon, mut output } = args;

@@ -178,12 +178,22 @@ impl Tensor {
 
     /// The first `numel` elements, reshaped: how a workspace made for many tokens serves few.
     pub(crate) fn prefix(&self, shape: impl Into<Shape>) -> TensorView<'_> {
-        self.view().prefix(shape.into())
+        self.prefix_as(self.dtype, shape)
     }
 
     /// As [`Tensor::prefix`], to be written.
     pub(crate) fn prefix_mut(&mut self, shape: impl Into<Shape>) -> Result<TensorViewMut<'_>> {
-        Ok(self.view_mut()?.prefix(shape.into()))
+        self.prefix_as_mut(self.dtype, shape)
+    }
+
+    /// As [`Tensor::prefix`], of elements of a type that is no wider than the tensor's.
+    pub(crate) fn prefix_as(&self, dtype: DType, shape: impl Into<Shape>) -> TensorView<'_> {
+        self.view().prefix(dtype, shape.into())
+    }
+
+    /// As [`Tensor::prefix_as`], to be written.
+    pub(crate) fn prefix_as_mut(&mut self, dtype: DType, shape: impl Into<Shape>) -> Result<TensorViewMut<'_>> {
+        Ok(self.view_mut()?.prefix(dtype, shape.into()))
     }
 
     /// The elements, copied to the host; waits for the device.

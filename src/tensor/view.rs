@@ -178,12 +178,13 @@ impl<'a> TensorView<'a> {
         Ok(values)
     }
 
-    pub(super) fn prefix(self, shape: Shape) -> Self {
+    /// The first bytes as another tensor, of a type that is no wider.
+    pub(super) fn prefix(self, dtype: DType, shape: Shape) -> Self {
         let data = match self.data {
-            Data::Host(bytes) => Data::Host(&bytes[..shape.numel() * self.dtype.size()]),
+            Data::Host(bytes) => Data::Host(&bytes[..shape.numel() * dtype.size()]),
             device => device,
         };
-        Self { data, dtype: self.dtype, shape }
+        Self { data, dtype, shape }
     }
 
     pub(crate) fn host_bytes(&self, argument: &str) -> Result<&'a [u8]> {
@@ -281,12 +282,13 @@ impl<'a> TensorViewMut<'a> {
         }
     }
 
-    pub(super) fn prefix(self, shape: Shape) -> Self {
+    /// As [`TensorView::prefix`].
+    pub(super) fn prefix(self, dtype: DType, shape: Shape) -> Self {
         let data = match self.data {
-            DataMut::Host(bytes) => DataMut::Host(&mut bytes[..shape.numel() * self.dtype.size()]),
+            DataMut::Host(bytes) => DataMut::Host(&mut bytes[..shape.numel() * dtype.size()]),
             device => device,
         };
-        Self { data, dtype: self.dtype, shape }
+        Self { data, dtype, shape }
     }
 }
 

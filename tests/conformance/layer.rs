@@ -20,6 +20,7 @@ use crate::harness::{Failure, Log, Problem, Test, compare};
 pub const TESTS: &[Test] = &[
     Test { op: "layer", name: "variants", body: variants },
     Test { op: "layer", name: "tokens", body: tokens },
+    Test { op: "layer", name: "many_rows", body: many_rows },
     Test { op: "layer", name: "types", body: types },
     Test { op: "layer", name: "routed_by_caller", body: routed_by_caller },
     Test { op: "layer", name: "dropped_and_ragged", body: dropped_and_ragged },
@@ -106,6 +107,20 @@ fn tokens(device: &Device, log: &mut Log) -> Result<(), Failure> {
     for num_tokens in [0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 129, 300] {
         for dtype in [DType::F32, DType::BF16] {
             log.case(device, &Case::base(num_tokens, dtype), check)?;
+        }
+    }
+    Ok(())
+}
+
+/// Tokens and weights of one type, in sizes that are whole eights, and so many that tensor cores take them.
+fn many_rows(device: &Device, log: &mut Log) -> Result<(), Failure> {
+    for dtype in [DType::BF16, DType::F16] {
+        for num_tokens in [60, 131] {
+            let mut case = Case::base(num_tokens, dtype);
+            case.spec.config.hidden_size = 72;
+            case.spec.config.intermediate_size = 88;
+            case.spec.io = dtype;
+            log.case(device, &case, check)?;
         }
     }
     Ok(())

@@ -170,6 +170,12 @@ impl Backend for Cuda {
         DType::F32
     }
 
+    /// bf16 where wgmma multiplies them, whose operands are of one type; f32 where few rows are bound by the weights.
+    fn intermediate_dtype_of(&self, weight: DType, rows: usize, batch_invariant: bool) -> DType {
+        let many = batch_invariant || rows > tile::DECODE_ROWS as usize;
+        if weight == DType::BF16 && many && tile::has_wgmma(&*self.driver) { DType::BF16 } else { DType::F32 }
+    }
+
     fn router_logits(&self, args: RouterLogitsArgs<'_>) -> Result<()> {
         router_logits::router_logits(&mut self.queue(), args)
     }
