@@ -357,9 +357,9 @@ fn tensor_cores(device: &Device, log: &mut Log) -> Result<(), Failure> {
     for weight in [DType::BF16, DType::F16] {
         let base = Case { output: weight, bias: true, ..Case::of(weight) };
         for (num_slots, num_experts, k, n, epilogue) in [
-            (300, 1, 328, 272, gated(GateThenUp)),
+            (300, 1, 328, 272, gated(UpThenGate)),
             (200, 1, 584, 144, Epilogue::None),
-            (180, 3, 392, 304, gated(UpThenGate)),
+            (180, 3, 392, 304, gated(GateThenUp)),
             (66, 3, 80, 560, gated(Interleaved)),
             (30, 2, 456, 96, Epilogue::Activation(Activation::Relu)),
         ] {

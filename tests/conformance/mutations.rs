@@ -370,7 +370,13 @@ const WGMMA: &[Bug] = &[
         "ptx::fence_mbarrier_init();",
         "",
     ),
-    bug("the first filling waits", "grouped_gemm_sm90", "grouped_gemm_sm90.cu", "at.parity ^ 1)", "at.parity)"),
+    bug(
+        "the first filling waits",
+        "grouped_gemm_sm90",
+        "grouped_gemm_sm90.cu",
+        "parity = at.parity ^ 1",
+        "parity = at.parity",
+    ),
     bug(
         "parity turns a stage late",
         "grouped_gemm_sm90",
@@ -382,7 +388,7 @@ const WGMMA: &[Bug] = &[
         "stages are filled before they are empty",
         "grouped_gemm_sm90",
         "grouped_gemm_sm90.cu",
-        "ptx::mbarrier_wait(empty + at.stage * 8, at.parity ^ 1);",
+        "wait_until_empty(at);\n",
         "",
     ),
     bug(
@@ -398,6 +404,34 @@ const WGMMA: &[Bug] = &[
         "grouped_gemm_sm90.cu",
         "(barrier, BN * DEPTH * 2)",
         "(barrier, BN * DEPTH)",
+    ),
+    bug(
+        "a stage is free for its own block only",
+        "grouped_gemm_sm90",
+        "grouped_gemm_sm90.cu",
+        "(empty + stage * 8, lane_id())",
+        "(empty + stage * 8, ptx::cluster_rank())",
+    ),
+    bug(
+        "a block leaves while another arrives at its barriers",
+        "grouped_gemm_sm90",
+        "grouped_gemm_sm90.cu",
+        "if (CLUSTER > 1) ptx::cluster_sync();\n  }",
+        "}",
+    ),
+    bug(
+        "weights go to the first block only",
+        "grouped_gemm_sm90",
+        "grouped_gemm_sm90.cu",
+        "ALL = (1 << CLUSTER) - 1",
+        "ALL = 1",
+    ),
+    bug(
+        "both blocks take the same columns",
+        "grouped_gemm_sm90",
+        "grouped_gemm_sm90.cu",
+        "tile.column_tile * CLUSTER + ptx::cluster_rank()",
+        "tile.column_tile * CLUSTER",
     ),
     bug(
         "full without the copy engine's arrival",
@@ -519,7 +553,7 @@ fn compile(nvcc: &str, bug: &Bug) -> Result<String, String> {
             text = text.replacen(bug.from, bug.to, 1);
         }
         // A part of the instances of the largest files is enough, and takes less time to compile.
-        let left_out = ["TILES(f16", "  KERNEL(NAME, T, 128"];
+        let left_out = ["TILES(f16", "  KERNEL(NAME, T, 128, 128", "  KERNEL(NAME, T, 64"];
         let kept = text.lines().filter(|line| !left_out.iter().any(|start| line.starts_with(start)));
         let text = kept.collect::<Vec<_>>().join("\n") + "\n";
         (name, &text).hash(&mut hasher);

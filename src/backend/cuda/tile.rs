@@ -52,6 +52,8 @@ pub(super) struct Tiled {
     pub(super) shared_bytes: u32,
     /// Blocks that an SM runs at a time.
     pub(super) blocks_per_sm: u32,
+    /// Blocks of a cluster: they work on so many tiles of rows together.
+    pub(super) cluster: u32,
     /// Rows of the boxes in which the copy engine fetches weights, where it does.
     pub(super) box_rows: Option<u32>,
 }
@@ -64,6 +66,7 @@ const SIMT: Tiled = Tiled {
     threads: 256,
     shared_bytes: 0,
     blocks_per_sm: 4,
+    cluster: 1,
     box_rows: None,
 };
 
@@ -137,14 +140,17 @@ fn tensor_cores(shape: &GemmShape) -> Option<Tiled> {
     let row_size = if f32_rows { 4 } else { 2 };
     let shared_bytes = STAGES * DEPTH * (rows * row_size + COLUMNS * 2);
     let kernel = Kernel { file: "grouped_gemm_sm80", name };
-    Some(Tiled { kernel, rows, columns: COLUMNS, threads, shared_bytes, blocks_per_sm, box_rows: None })
+    Some(Tiled { kernel, rows, columns: COLUMNS, threads, shared_bytes, blocks_per_sm, cluster: 1, box_rows: None })
 }
 
-/// The kernels of grouped_gemm_sm90.cu: rows and columns of a tile, its stages, rows of its boxes, names for bf16 and f16.
-const WGMMA: [(u32, u32, u32, u32, [&str; 2]); 3] = [
-    (128, 256, 4, 128, ["grouped_gemm_sm90_bf16_128x256", "grouped_gemm_sm90_f16_128x256"]),
-    (128, 128, 6, 64, ["grouped_gemm_sm90_bf16_128x128", "grouped_gemm_sm90_f16_128x128"]),
-    (64, 256, 5, 64, ["grouped_gemm_sm90_bf16_64x256", "grouped_gemm_sm90_f16_64x256"]),
+/// A kernel of grouped_gemm_sm90.cu: rows and columns of a tile, its stages, blocks of a cluster, rows of a box, and the
+/// names for bf16 and f16.
+type Wgmma = (u32, u32, u32, u32, u32, [&'static str; 2]);
+
+const WGMMA: [Wgmma; 3] = [
+    (128, 256, 4, 2, 128, ["grouped_gemm_sm90_bf16_128x256", "grouped_gemm_sm90_f16_128x256"]),
+    (128, 128, 6, 1, 64, ["grouped_gemm_sm90_bf16_128x128", "grouped_gemm_sm90_f16_128x128"]),
+    (64, 256, 5, 1, 64, ["grouped_gemm_sm90_bf16_64x256", "grouped_gemm_sm90_f16_64x256"]),
 ];
 
 /// Whether a device multiplies by warpgroups, and the build has kernels that do: `FUSED_MOE_CUDA_ARCHS` leaves some out.
@@ -169,7 +175,7 @@ fn wgmma(shape: &GemmShape) -> Option<Tiled> {
         _ if large < shape.num_sms => 1,
         _ => 0,
     };
-    let (rows, columns, stages, box_rows, names) = WGMMA[choice];
+    let (rows, columns, stages, cluster, box_rows, names) = WGMMA[choice];
     Some(Tiled {
         kernel: Kernel { file: "grouped_gemm_sm90", name: names[usize::from(shape.weight == DType::F16)] },
         rows,
@@ -178,6 +184,7 @@ fn wgmma(shape: &GemmShape) -> Option<Tiled> {
         // Of each stage: 64 of K, and two barriers.
         shared_bytes: stages * ((rows + columns) * 128 + 16),
         blocks_per_sm: 1,
+        cluster,
         box_rows: Some(box_rows),
     })
 }
@@ -193,9 +200,9 @@ pub(super) fn num_blocks(params: &GroupedGemmParams, path: &Tiled, num_sms: u32)
         return 0;
     }
     let experts = u64::from(params.num_experts.min(params.num_rows));
-    let row_tiles = u64::from(params.num_rows / path.rows) + experts;
+    let row_tiles = u64::from(params.num_rows / (path.rows * path.cluster)) + experts;
     let tiles = row_tiles * u64::from(params.n.div_ceil(path.columns));
-    tiles.min(u64::from(path.blocks_per_sm * num_sms)) as u32
+    tiles.min(u64::from(path.blocks_per_sm * num_sms / path.cluster)) as u32 * path.cluster
 }
 
 #[cfg(test)]
@@ -285,7 +292,7 @@ mod tests {
         ] {
             assert!(name(other).starts_with("grouped_gemm_sm80_"), "{other:?}");
         }
-        for (rows, columns, stages, box_rows, _) in WGMMA {
+        for (rows, columns, stages, _, box_rows, _) in WGMMA {
             let path = wgmma(&GemmShape { rows: 128, num_experts: 1, ..shape }).unwrap();
             assert_eq!(path.threads, 384);
             // With a word for each of 4096 experts.
@@ -312,6 +319,10 @@ mod tests {
             num_blocks(&GroupedGemmParams { num_rows, num_experts, n, ..GroupedGemmParams::zeroed() }, &SIMT, 100)
         };
         assert_eq!(blocks(0, 8, 4096), 0);
+        let clusters = Tiled { rows: 128, columns: 256, blocks_per_sm: 1, cluster: 2, ..SIMT };
+        let params = GroupedGemmParams { num_rows: 256, num_experts: 1, n: 512, ..GroupedGemmParams::zeroed() };
+        assert_eq!(num_blocks(&params, &clusters, 132), 8);
+        assert_eq!(num_blocks(&params, &clusters, 7), 6);
         // One row: whichever expert has it, one tile of rows.
         assert_eq!(blocks(1, 8, 4096), 64);
         assert_eq!(blocks(65, 1, 64), 2);
