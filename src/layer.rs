@@ -480,19 +480,13 @@ impl<T: AsView> MoeLayer<T> {
             return grouped_gemm_combine(&self.device, GroupedGemmCombineArgs { gemm, combine: sum });
         };
         let CombineNext { shared, output, .. } = sum;
-        let [num_tokens, hidden_size] = [output.dims()[0], self.config.hidden_size];
-        let latent_size = self.config.expert_hidden_size();
-        let latent_shape = [num_tokens, latent_size];
+        let shape = [output.dims()[0], self.config.hidden_size];
+        let latent_shape = [shape[0], self.config.expert_hidden_size()];
         let in_latent = CombineNext { shared: None, output: combined.prefix_mut(latent_shape)?, ..sum };
         grouped_gemm_combine(&self.device, GroupedGemmCombineArgs { gemm, combine: in_latent })?;
-        self.project(
-            combined.prefix(latent_shape),
-            &weights.up,
-            view(&weights.up_bias),
-            projected.prefix_mut([num_tokens, hidden_size])?,
-        )?;
+        self.project(combined.prefix(latent_shape), &weights.up, view(&weights.up_bias), projected.prefix_mut(shape)?)?;
         let sum = CombineArgs {
-            expert_out: projected.prefix([num_tokens, hidden_size]),
+            expert_out: projected.prefix(shape),
             inv_permuted_idx: None,
             topk_weights: None,
             slots: Slots::PerToken { top_k: 1 },

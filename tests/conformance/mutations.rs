@@ -1,6 +1,8 @@
 //! Bugs planted in the CUDA kernels: each is one change of their text, and the suite must find every one of them on an
 //! emulated device. That it finds none in the unchanged text is the test of that device.
 
+mod wgmma;
+
 use std::collections::hash_map::DefaultHasher;
 use std::fs;
 use std::hash::{Hash, Hasher};
@@ -355,150 +357,9 @@ const MMA: &[Bug] = &[
     ),
 ];
 
-const WGMMA: &[Bug] = &[
-    bug(
-        "cp.async's writes not fenced for wgmma",
-        "grouped_gemm_sm90",
-        "grouped_gemm_sm90.cu",
-        "ptx::fence_proxy_async();\n",
-        "",
-    ),
-    bug(
-        "barriers not fenced for the copy engine",
-        "grouped_gemm_sm90",
-        "grouped_gemm_sm90.cu",
-        "ptx::fence_mbarrier_init();",
-        "",
-    ),
-    bug(
-        "the first filling waits",
-        "grouped_gemm_sm90",
-        "grouped_gemm_sm90.cu",
-        "parity = at.parity ^ 1",
-        "parity = at.parity",
-    ),
-    bug(
-        "parity turns a stage late",
-        "grouped_gemm_sm90",
-        "grouped_gemm_sm90.cu",
-        "parity ^= stage == 0",
-        "parity ^= stage == 1",
-    ),
-    bug(
-        "stages are filled before they are empty",
-        "grouped_gemm_sm90",
-        "grouped_gemm_sm90.cu",
-        "wait_until_empty(at);\n",
-        "",
-    ),
-    bug(
-        "stages are multiplied before they are full",
-        "grouped_gemm_sm90",
-        "grouped_gemm_sm90.cu",
-        "ptx::mbarrier_wait(full + at.stage * 8, at.parity);",
-        "",
-    ),
-    bug(
-        "half of the bytes announced",
-        "grouped_gemm_sm90",
-        "grouped_gemm_sm90.cu",
-        "(barrier, BN * DEPTH * 2)",
-        "(barrier, BN * DEPTH)",
-    ),
-    bug(
-        "a stage is free for its own block only",
-        "grouped_gemm_sm90",
-        "grouped_gemm_sm90.cu",
-        "(empty + stage * 8, lane_id())",
-        "(empty + stage * 8, ptx::cluster_rank())",
-    ),
-    bug(
-        "a block leaves while another arrives at its barriers",
-        "grouped_gemm_sm90",
-        "grouped_gemm_sm90.cu",
-        "if (CLUSTER > 1) ptx::cluster_sync();\n  }",
-        "}",
-    ),
-    bug(
-        "weights go to the first block only",
-        "grouped_gemm_sm90",
-        "grouped_gemm_sm90.cu",
-        "ALL = (1 << CLUSTER) - 1",
-        "ALL = 1",
-    ),
-    bug(
-        "both blocks take the same columns",
-        "grouped_gemm_sm90",
-        "grouped_gemm_sm90.cu",
-        "tile.column_tile * CLUSTER + ptx::cluster_rank()",
-        "tile.column_tile * CLUSTER",
-    ),
-    bug(
-        "full without the copy engine's arrival",
-        "grouped_gemm_sm90",
-        "grouped_gemm_sm90.cu",
-        "WARPGROUP + 1)",
-        "WARPGROUP)",
-    ),
-    bug(
-        "empty when one warp of each warpgroup is done",
-        "grouped_gemm_sm90",
-        "grouped_gemm_sm90.cu",
-        "CONSUMERS * WARPGROUP / 32)",
-        "CONSUMERS)",
-    ),
-    bug(
-        "a stage is free while its products are under way",
-        "grouped_gemm_sm90",
-        "grouped_gemm_sm90.cu",
-        "ptx::wgmma_wait<1>();",
-        "ptx::wgmma_wait<2>();",
-    ),
-    bug(
-        "sums are read while products are under way",
-        "grouped_gemm_sm90",
-        "grouped_gemm_sm90.cu",
-        "ptx::wgmma_wait<0>();",
-        "",
-    ),
-    bug("no wgmma.fence", "grouped_gemm_sm90", "grouped_gemm_sm90.cu", "ptx::wgmma_fence();", ""),
-    bug("sums of the tile before are added to", "grouped_gemm_sm90", "grouped_gemm_sm90.cu", "(k | step) != 0", "true"),
-    bug("rows lie unswizzled", "grouped_gemm_sm90", "grouped_gemm_sm90.cu", "(chunk ^ row % 8)", "chunk"),
-    bug("eights of rows 512 bytes apart", "grouped_gemm_sm90", "ptx/wgmma.cuh", "(1024ull >> 4)", "(512ull >> 4)"),
-    bug(
-        "rows past the expert's last are read",
-        "grouped_gemm_sm90",
-        "grouped_gemm_sm90.cu",
-        "row < tile.row_end ?",
-        "true ?",
-    ),
-    bug("columns past K are read", "grouped_gemm_sm90", "grouped_gemm_sm90.cu", "&& column < p.k;", ";"),
-    bug(
-        "up first taken for gate first",
-        "grouped_gemm_sm90",
-        "grouped_gemm_sm90.cu",
-        "p.gate == UP_THEN_GATE ? 1 : 0",
-        "0",
-    ),
-    bug(
-        "rows of the next expert are written",
-        "grouped_gemm_sm90",
-        "common/wgmma_epilogue.cuh",
-        "if (row < place.row_end && column < p.n_out) {\n        *",
-        "if (column < p.n_out) {\n        *",
-    ),
-    bug(
-        "lanes swap with the wrong ones",
-        "grouped_gemm_sm90",
-        "common/wgmma_epilogue.cuh",
-        "w[i + 1], 1)",
-        "w[i + 1], 2)",
-    ),
-];
-
 /// A trial for each bug; they need the nvcc that the crate was built with.
 pub fn trials() -> Vec<Trial> {
-    [PERMUTE, COMBINE, ROUTER_LOGITS, ROUTE, ROUTE_SELECTIONS, DECODE, DECODE_COMBINE, SIMT, MMA, WGMMA]
+    [PERMUTE, COMBINE, ROUTER_LOGITS, ROUTE, ROUTE_SELECTIONS, DECODE, DECODE_COMBINE, SIMT, MMA, wgmma::WGMMA]
         .into_iter()
         .flatten()
         .map(|bug| Trial::ignorable_test(format!("planted/{}: {}", bug.kernels, bug.what), move || check(bug)))
