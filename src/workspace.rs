@@ -1,5 +1,7 @@
 //! The memory between a layer's steps, allocated once.
 
+use std::cell::RefCell;
+
 use crate::backend::Device;
 use crate::config::{MoeConfig, SharedExpertConfig};
 use crate::error::{Error, Result};
@@ -129,11 +131,28 @@ impl Workspace {
     }
 
     pub(crate) fn new(device: &Device, config: &MoeConfig, dtype: DType, max_tokens: usize) -> Result<Self> {
+        // Once without memory, to know all sizes before anything is allocated.
+        let (host, sizes) = (Device::cpu(), RefCell::new(Vec::new()));
+        Self::make(config, dtype, max_tokens, |dtype, shape| {
+            sizes.borrow_mut().push((dtype, shape));
+            Tensor::zeros(&host, dtype, [0])
+        })?;
+        device.backend().check_sizes(&sizes.into_inner())?;
+        Self::make(config, dtype, max_tokens, |dtype, shape| Tensor::zeros(device, dtype, shape))
+    }
+
+    fn make(
+        config: &MoeConfig,
+        dtype: DType,
+        max_tokens: usize,
+        tensor: impl Fn(DType, Shape) -> Result<Tensor>,
+    ) -> Result<Self> {
         let sizes = Sizes::of(config, max_tokens);
         let slots = sizes
             .max_slots
             .ok_or_else(|| Error::invalid("max_tokens", "a number of slots that fits usize", max_tokens))?;
-        let zeros = |dtype, shape: [usize; 2]| Tensor::zeros(device, dtype, shape);
+        let zeros = |dtype, shape: [usize; 2]| tensor(dtype, shape.into());
+        let indices = |len: usize| tensor(DType::U32, [len].into());
         let stack = |rows, intermediate_size, hidden_size| -> Result<_> {
             Ok(ExpertBuffers {
                 act: zeros(dtype, [rows, intermediate_size])?,
@@ -147,10 +166,7 @@ impl Workspace {
             })
         };
         let ragged = || -> Result<_> {
-            Ok(RaggedBuffers {
-                token_offsets: Tensor::zeros(device, DType::U32, [max_tokens.saturating_add(1)])?,
-                slot_tokens: Tensor::zeros(device, DType::U32, [slots])?,
-            })
+            Ok(RaggedBuffers { token_offsets: indices(max_tokens.saturating_add(1))?, slot_tokens: indices(slots)? })
         };
         let latent = |size| -> Result<_> {
             Ok(LatentBuffers {
@@ -179,9 +195,9 @@ impl Workspace {
                     .transpose()?,
             },
             plan: PlanBuffers {
-                expert_offsets: Tensor::zeros(device, DType::U32, [config.num_experts + 1])?,
-                permuted_idx: Tensor::zeros(device, DType::U32, [slots])?,
-                inv_permuted_idx: Tensor::zeros(device, DType::U32, [slots])?,
+                expert_offsets: indices(config.num_experts + 1)?,
+                permuted_idx: indices(slots)?,
+                inv_permuted_idx: indices(slots)?,
             },
             routed: stack(slots, config.intermediate_size, config.expert_hidden_size())?,
             shared: config.shared.as_ref().map(shared).transpose()?,

@@ -5,9 +5,11 @@
 mod wgpu_common;
 
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use fused_moe::backend::wgpu::{WgpuDevice, WgpuOptions};
+use fused_moe::checkpoint::{Checkpoint, LoadOptions};
 use fused_moe::{DType, Device, Error, Tensor};
 use wgpu_common::{Problem, limits, open, opened};
 
@@ -98,6 +100,33 @@ fn a_tensor_beyond_a_binding_is_refused_with_the_sizes_before_it_is_allocated() 
             }
             other => panic!("{other:?}"),
         }
+    }
+}
+
+#[test]
+fn a_layer_beyond_the_adapter_is_refused_with_the_sizes_before_a_weight_is_read() {
+    let Some(device) = open(limits(|limits| limits.max_storage_buffer_binding_size = 2048)) else { return };
+    let checkpoint = Checkpoint::open("tests/fixtures/qwen3_moe").unwrap();
+    let was_read = AtomicBool::new(false);
+    let progress = |_| was_read.store(true, Ordering::Relaxed);
+    let options = LoadOptions { progress: Some(&progress), ..LoadOptions::default() };
+    let layer_id = checkpoint.first_layer_with_experts().unwrap();
+    match checkpoint.load(&Device::new(device), layer_id, options) {
+        Err(Error::InvalidArgument { expected, .. }) => assert!(expected.contains("2048 bytes"), "{expected}"),
+        other => panic!("{other:?}"),
+    }
+    assert!(!was_read.into_inner());
+}
+
+#[test]
+fn a_workspace_beyond_the_adapter_is_refused_with_the_sizes() {
+    let Some(device) = open(limits(|limits| limits.max_storage_buffer_binding_size = 8192)) else { return };
+    let layer = Problem::small().layer(&Device::new(device)).unwrap();
+    match layer.workspace(1000) {
+        Err(Error::InvalidArgument { expected, actual, .. }) => {
+            assert!(expected.contains("8192 bytes") && actual.contains("bytes"), "{expected} / {actual}");
+        }
+        other => panic!("{other:?}"),
     }
 }
 

@@ -44,6 +44,12 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     /// Whether `buffer` is memory of this device.
     fn owns(&self, buffer: &dyn DeviceBuffer) -> bool;
 
+    /// Refuses what cannot be allocated, before the first of several tensors is: a layer's weights, a workspace. Where the
+    /// device does not say how much memory it has, the driver's word comes with the allocation.
+    fn check_sizes(&self, tensors: &[(DType, Shape)]) -> Result<()> {
+        tensors.iter().try_for_each(|(dtype, shape)| shape.byte_len(*dtype).map(drop))
+    }
+
     /// Zeroed memory of `bytes` bytes for a tensor; the shape lets a backend split a stack of experts.
     fn alloc(&self, dtype: DType, shape: Shape, bytes: usize) -> Result<Storage>;
 

@@ -190,10 +190,13 @@ impl Checkpoint {
         }
         let stacks = layer.weights(config)?;
         let mut total = 0;
+        let mut sizes = Vec::new();
         stacks.try_map(|stack| {
             total += stack.len();
+            sizes.push((stack.dtype(options.dtype), stack.shape()));
             Ok::<_, Error>(())
         })?;
+        device.backend().check_sizes(&sizes)?;
         let loader = Loader::new(device, options.progress, total);
         stacks.try_map(|stack| loader.load(stack, options.dtype))
     }

@@ -65,7 +65,7 @@ impl Stack {
     }
 
     /// The type in which it is loaded, where `asked` is asked for; by default the one that holds all parts exactly.
-    fn dtype(&self, asked: Option<DType>) -> DType {
+    pub fn dtype(&self, asked: Option<DType>) -> DType {
         match (self.keep, asked) {
             (Keep::F32, _) => return DType::F32,
             (Keep::Nothing, Some(dtype)) => return dtype,
@@ -74,6 +74,11 @@ impl Stack {
         let mut dtypes = self.parts.iter().map(Matrix::dtype);
         let first = dtypes.next().unwrap_or(DType::F32);
         if dtypes.all(|dtype| dtype == first) { first } else { DType::F32 }
+    }
+
+    /// The tensor's shape.
+    pub fn shape(&self) -> Shape {
+        self.shape
     }
 
     /// Elements.

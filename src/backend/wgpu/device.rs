@@ -17,7 +17,8 @@ pub struct WgpuOptions {
     /// Limits to ask for; `None`: all that the adapter has.
     pub limits: Option<wgpu::Limits>,
     /// Optional features that may be used where the adapter has them. `EXPERIMENTAL_COOPERATIVE_MATRIX` has to be
-    /// added to run f16 weights on matrix units: wgpu calls it experimental, and so it is.
+    /// added to run f16 weights on matrix units: wgpu calls it experimental, and so it is. `TIMESTAMP_QUERY` may be, for a
+    /// caller that measures.
     pub features: wgpu::Features,
     /// How long a read or [`Device::synchronize`](crate::Device::synchronize) waits before it gives up.
     pub timeout: Duration,
@@ -31,6 +32,9 @@ impl Default for WgpuOptions {
 
 /// Features that kernels use where they are there.
 const OPTIONAL_FEATURES: wgpu::Features = wgpu::Features::SUBGROUP.union(wgpu::Features::PIPELINE_CACHE);
+
+/// Features that only a caller may have a use for.
+const FOR_CALLERS: wgpu::Features = wgpu::Features::TIMESTAMP_QUERY;
 
 /// What the kernel for matrix units needs.
 const MATRIX_FEATURES: wgpu::Features =
@@ -85,7 +89,8 @@ impl WgpuDevice {
         let matrix_features = if matrix_units { MATRIX_FEATURES } else { wgpu::Features::empty() };
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("fused-moe"),
-            required_features: adapter.features() & options.features & OPTIONAL_FEATURES | matrix_features,
+            required_features: adapter.features() & options.features & (OPTIONAL_FEATURES | FOR_CALLERS)
+                | matrix_features,
             required_limits: limits,
             experimental_features: if matrix_units {
                 // SAFETY: the caller asked for the experimental feature by name, and what it is used for is the one

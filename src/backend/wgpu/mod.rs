@@ -49,13 +49,16 @@ impl Backend for WgpuDevice {
         buffer.as_any().downcast_ref::<WgpuBuffer>().is_some_and(|buffer| Arc::ptr_eq(&buffer.identity, &self.identity))
     }
 
+    fn check_sizes(&self, tensors: &[(DType, Shape)]) -> Result<()> {
+        tensors.iter().try_for_each(|&(dtype, shape)| {
+            let bytes = shape.byte_len(dtype)?;
+            self.split(shape, bytes as u64).map(drop)
+        })
+    }
+
     fn alloc(&self, _: DType, shape: Shape, bytes: usize) -> Result<Storage> {
         let bytes = bytes as u64;
-        let unit = match *shape.dims() {
-            [experts, ..] if shape.dims().len() == 3 && experts > 0 => bytes / experts as u64,
-            _ => bytes,
-        };
-        let split = buffer::split(bytes, unit, self.max_binding())?;
+        let split = self.split(shape, bytes)?;
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let part = |i: u64| {
             let size = (bytes - i * split.part_bytes).min(split.part_bytes).max(1).next_multiple_of(buffer::BLOCK);
@@ -133,6 +136,15 @@ impl WgpuDevice {
         }
         let bytes = buffer.size();
         Ok(WgpuBuffer { identity: Arc::clone(&self.identity), parts: vec![buffer], part_bytes: bytes.max(1), bytes })
+    }
+
+    /// How a tensor lies in buffers; a stack's experts stay whole.
+    fn split(&self, shape: Shape, bytes: u64) -> Result<buffer::Split> {
+        let unit = match *shape.dims() {
+            [experts, _, _] if experts > 0 => bytes / experts as u64,
+            _ => bytes,
+        };
+        buffer::split(bytes, unit, self.max_binding())
     }
 
     fn own<'a>(&self, buffer: &'a dyn DeviceBuffer) -> Result<&'a WgpuBuffer> {
