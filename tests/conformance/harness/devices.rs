@@ -49,7 +49,10 @@ pub const CANDIDATES: &[Candidate] = &[
     Candidate::small("reference", || Ok(Device::reference())),
     Candidate::small("remote", || Ok(Device::new(Remote::default()))),
     Candidate::new("wgpu", || Device::by_name("wgpu")),
-    Candidate::new("wgpu-plain", plain_wgpu),
+    Candidate {
+        ops: Some(&["jitter", "router_logits", "route", "permute", "grouped_gemm", "combine"]),
+        ..Candidate::small("wgpu-plain", plain_wgpu)
+    },
     Candidate::new("cuda", || Device::by_name("cuda")),
     Candidate { own: true, ..Candidate::small("ptx-vm", ptx_vm) },
     Candidate {
