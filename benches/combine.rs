@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::report::{self, Report};
+use common::report::{self, Floors, Report};
 use common::routing::{self, Distribution, Uniform};
 use common::stack::Work;
 use common::{stack, verify};
@@ -82,7 +82,7 @@ fn main() {
 }
 
 fn bench(criterion: &mut Criterion, report: &Report) {
-    let device = Device::cpu();
+    let device = common::device::device();
     let element = device.backend().intermediate_dtype(DType::BF16).size();
     let mut group = report::group(criterion, "combine");
     for preset in common::unfitted_presets() {
@@ -96,8 +96,8 @@ fn bench(criterion: &mut Criterion, report: &Report) {
             let mut ready = None;
             group.throughput(report::throughput(work));
             group.bench_function(&id, |bencher| {
-                let ready = ready.get_or_insert_with(|| Ready::new(&device, &preset.config, num_tokens));
-                report.time(bencher, &id, work, None, || ready.run());
+                let ready = ready.get_or_insert_with(|| Ready::new(device, &preset.config, num_tokens));
+                report.time(bencher, &id, work, Floors::of_device(), || ready.run());
             });
         }
     }

@@ -186,12 +186,12 @@ fn main() {
 }
 
 fn bench(criterion: &mut Criterion, report: &Report) {
-    let device = Device::cpu();
+    let device = common::device::device();
     for dtype in common::DTYPES {
         for mut preset in common::presets(dtype) {
             preset.config.shared = None;
-            let stack = LazyCell::new(|| Stack::new(&device, &preset, dtype));
-            let floors = LazyCell::new(|| Floors::measure(&device, &stack));
+            let stack = LazyCell::new(|| Stack::new(device, &preset, dtype));
+            let floors = LazyCell::new(|| Floors::measure(device, &stack));
             let mut group = report::group(criterion, "grouped_gemm");
             for ((&num_tokens, distribution), projection) in
                 common::cases().flat_map(|case| [(case, Projection::GateUp), (case, Projection::Down)])

@@ -11,7 +11,7 @@ use common::routing::{self, Distribution};
 use common::stack::{self, Call, Calls, Stack};
 use common::verify;
 use criterion::Criterion;
-use fused_moe::{Device, Tensor, Workspace};
+use fused_moe::{Tensor, Workspace};
 
 /// What is ready to be timed.
 struct Ready {
@@ -69,11 +69,11 @@ fn main() {
 }
 
 fn bench(criterion: &mut Criterion, report: &Report) {
-    let device = Device::cpu();
+    let device = common::device::device();
     for dtype in common::DTYPES {
         for preset in common::presets(dtype) {
-            let stack = LazyCell::new(|| Stack::new(&device, &preset, dtype));
-            let floors = LazyCell::new(|| Floors::measure(&device, &stack));
+            let stack = LazyCell::new(|| Stack::new(device, &preset, dtype));
+            let floors = LazyCell::new(|| Floors::measure(device, &stack));
             let mut group = report::group(criterion, "layer");
             for (&num_tokens, distribution) in common::cases() {
                 let id = format!("{}/{dtype}/T{num_tokens}/{distribution}", preset.name);

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::report::{self, Report};
+use common::report::{self, Floors, Report};
 use common::routing::Uniform;
 use common::stack::Work;
 use criterion::Criterion;
@@ -77,7 +77,7 @@ fn main() {
 }
 
 fn bench(criterion: &mut Criterion, report: &Report) {
-    let device = Device::cpu();
+    let device = common::device::device();
     let mut group = report::group(criterion, "route");
     for preset in common::unfitted_presets() {
         for &num_tokens in common::token_counts().iter().chain(common::many_tokens()) {
@@ -86,8 +86,8 @@ fn bench(criterion: &mut Criterion, report: &Report) {
             let mut ready = None;
             group.throughput(criterion::Throughput::Elements(num_tokens as u64));
             group.bench_function(&id, |bencher| {
-                let ready = ready.get_or_insert_with(|| Ready::new(&device, &preset.config, num_tokens));
-                report.time(bencher, &id, work, None, || ready.run());
+                let ready = ready.get_or_insert_with(|| Ready::new(device, &preset.config, num_tokens));
+                report.time(bencher, &id, work, Floors::of_device(), || ready.run());
             });
         }
     }

@@ -3,6 +3,7 @@
 #![allow(dead_code, unused_imports, reason = "every bench is a program of its own and uses a part of this")]
 
 pub mod data;
+pub mod device;
 pub mod laps;
 pub mod machine;
 pub mod presets;

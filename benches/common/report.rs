@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use criterion::measurement::WallTime;
 use criterion::{Bencher, BenchmarkGroup, Criterion, SamplingMode, Throughput};
@@ -10,13 +10,14 @@ use fused_moe::config::WeightLayout;
 use fused_moe::ops::{Epilogue, GroupedGemmArgs, InputRows, grouped_gemm};
 use fused_moe::{DType, Device, Tensor};
 
+use super::device::{copy_bandwidth, device, timed};
 use super::stack::{Stack, Work, from_f32};
 use super::{machine, test_mode};
 
 /// What the machine can do at best.
 #[derive(Clone, Copy, Debug)]
 pub struct Floors {
-    /// Bytes per second of reading the very memory that the weights are in.
+    /// Bytes per second of reading the very memory that the weights are in; of a copy, where that is a device's own.
     pub read: f64,
     /// Operations per second of a dense product.
     pub dense: f64,
@@ -50,6 +51,7 @@ pub fn criterion() -> Criterion {
 pub fn group<'c>(criterion: &'c mut Criterion, op: &str) -> BenchmarkGroup<'c, WallTime> {
     if !test_mode() {
         super::announce(&machine::describe());
+        super::announce(&device().to_string());
     }
     let mut group = criterion.benchmark_group(op);
     group.sampling_mode(SamplingMode::Flat);
@@ -67,7 +69,17 @@ impl Floors {
         if test_mode() {
             return None;
         }
-        Some(Self { read: machine::read_bandwidth(&stack.memory()), dense: dense_rate(device, stack.dtype) })
+        let read = copy_bandwidth().unwrap_or_else(|| machine::read_bandwidth(&stack.memory()));
+        Some(Self { read, dense: dense_rate(device, stack.dtype) })
+    }
+
+    /// Those of a device with memory of its own, for ops that touch no expert's weights; of the CPU, whose caches hold
+    /// all that such an op touches, none. `None` in test mode.
+    pub fn of_device() -> Option<Self> {
+        if test_mode() {
+            return None;
+        }
+        copy_bandwidth().map(|read| Self { read, dense: dense_rate(device(), DType::F32) })
     }
 }
 
@@ -77,11 +89,15 @@ fn dense_rate(device: &Device, dtype: DType) -> f64 {
     static RATES: [OnceLock<f64>; 3] = [const { OnceLock::new() }; 3];
     const N: usize = 1024;
     let rate = match dtype {
-        DType::F32 => RATES[0].get_or_init(|| machine::gemm_rate(N).max(own_dense_rate(device, dtype, N))),
+        DType::F32 => RATES[0].get_or_init(|| host_dense_rate(device, N).max(own_dense_rate(device, dtype, N))),
         DType::BF16 => RATES[1].get_or_init(|| own_dense_rate(device, dtype, N)),
         _ => RATES[2].get_or_init(|| own_dense_rate(device, dtype, N)),
     };
     *rate
+}
+
+fn host_dense_rate(device: &Device, n: usize) -> f64 {
+    if device.backend().is_host() { machine::gemm_rate(n) } else { 0.0 }
 }
 
 fn own_dense_rate(device: &Device, dtype: DType, n: usize) -> f64 {
@@ -100,9 +116,8 @@ fn own_dense_rate(device: &Device, dtype: DType, n: usize) -> f64 {
             output: output.view_mut().expect("memory of its own"),
             batch_invariant: false,
         };
-        let start = Instant::now();
-        grouped_gemm(device, args).expect("shapes fit");
-        2.0 * (n as f64).powi(3) / start.elapsed().as_secs_f64()
+        let elapsed = timed(|| grouped_gemm(device, args).expect("shapes fit"));
+        2.0 * (n as f64).powi(3) / elapsed.as_secs_f64()
     };
     (0..5).map(|_| pass()).fold(0.0, f64::max)
 }
@@ -118,9 +133,7 @@ impl Report {
         mut call: impl FnMut(),
     ) {
         bencher.iter_custom(|iterations| {
-            let start = Instant::now();
-            (0..iterations).for_each(|_| call());
-            let elapsed = start.elapsed();
+            let elapsed = timed(|| (0..iterations).for_each(|_| call()));
             self.add(id, work, floors, elapsed.as_secs_f64() / iterations as f64);
             elapsed
         });
@@ -140,7 +153,7 @@ impl Report {
         if test_mode() || rows.is_empty() {
             return;
         }
-        println!("\n{:<58} {:>10} {:>8} {:>14} {:>9} {:>14}", "", "µs", "GB/s", "of read floor", "GFLOP/s", "of dense");
+        println!("\n{:<58} {:>10} {:>8} {:>14} {:>9} {:>14}", "", "µs", "GB/s", "of mem. floor", "GFLOP/s", "of dense");
         rows.iter().for_each(Row::print);
     }
 }

@@ -204,7 +204,7 @@ impl Call {
 fn bytes(tensor: &Tensor) -> &[u8] {
     match tensor.view().data() {
         Data::Host(bytes) => bytes,
-        Data::Device { .. } => panic!("these benches measure backends in host memory"),
+        Data::Device { .. } => panic!("the floor of a device is its copy bandwidth"),
     }
 }
 
@@ -284,14 +284,18 @@ impl Filler<'_> {
     }
 
     fn tensor(&self, dtype: DType, shape: impl Into<Shape>, part: Part, scale: f32) -> Tensor {
-        let mut tensor = Tensor::zeros(self.device, dtype, shape).expect("the preset was fitted to memory");
+        let host = if self.device.backend().is_host() { self.device } else { &Device::cpu() };
+        let mut tensor = Tensor::zeros(host, dtype, shape).expect("the preset was fitted to memory");
         match dtype {
             DType::F32 => self.fill(&mut tensor, part, scale, |x: f32| x),
             DType::BF16 => self.fill(&mut tensor, part, scale, bf16::from_f32),
             DType::F16 => self.fill(&mut tensor, part, scale, f16::from_f32),
             DType::U32 => unreachable!("weights are floating-point"),
         }
-        tensor
+        if self.device.backend().is_host() {
+            return tensor;
+        }
+        Tensor::from_view(self.device, tensor.view()).expect("the preset was fitted to memory")
     }
 
     fn fill<T: Element>(&self, tensor: &mut Tensor, part: Part, scale: f32, round: fn(f32) -> T) {

@@ -103,13 +103,14 @@ pub fn expert(stack: &Tensor, id: u32) -> Vec<f64> {
     wide(stack.view().slice(id..id + 1).expect("ids are below E"))
 }
 
-/// A host tensor's elements in f64.
+/// A tensor's elements in f64.
 pub fn wide(view: TensorView<'_>) -> Vec<f64> {
-    let floats = "host memory of the tensor's own type";
+    let device = super::device::device();
+    let own = "the device's memory, and the tensor's own type";
     match view.dtype() {
-        DType::F32 => view.as_slice::<f32>().expect(floats).iter().map(|&x| f64::from(x)).collect(),
-        DType::BF16 => view.as_slice::<bf16>().expect(floats).iter().map(|&x| f64::from(x)).collect(),
-        DType::F16 => view.as_slice::<f16>().expect(floats).iter().map(|&x| f64::from(x)).collect(),
+        DType::F32 => view.to_vec::<f32>(device).expect(own).into_iter().map(f64::from).collect(),
+        DType::BF16 => view.to_vec::<bf16>(device).expect(own).into_iter().map(f64::from).collect(),
+        DType::F16 => view.to_vec::<f16>(device).expect(own).into_iter().map(f64::from).collect(),
         DType::U32 => unreachable!("floating-point tensors only"),
     }
 }
