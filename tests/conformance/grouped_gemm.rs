@@ -28,6 +28,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// Of [`TESTS`], those that the kernels of whole eights run.
+#[cfg(feature = "cuda")]
 pub const TENSOR_CORES: &[Test] = &[Test { op: "grouped_gemm", name: "tensor_cores", body: tensor_cores }];
 
 /// How the rows of the output find their input.
