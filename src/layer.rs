@@ -5,11 +5,11 @@ use crate::config::{MoeConfig, WeightLayout};
 use crate::error::{Error, Result};
 use crate::ops::{
     CombineArgs, CombineNext, Epilogue, Expect, GroupedGemmArgs, GroupedGemmCombineArgs, InputRows, JitterArgs,
-    PermuteArgs, RouteArgs, RouteInputs, RouterLogitsArgs, SharedOutput, ZeroExperts, combine, grouped_gemm,
-    grouped_gemm_combine, jitter, permute, route, router_logits,
+    PermuteArgs, RouteArgs, RouteInputs, RoutePermuteArgs, RouterLogitsArgs, SharedOutput, ZeroExperts, combine,
+    grouped_gemm, grouped_gemm_combine, jitter, permute, route_permute, router_logits,
 };
 pub use crate::plan::Routing;
-use crate::plan::{PermutePlan, PermutePlanMut, Slots};
+use crate::plan::{PermutePlan, Slots};
 use crate::routing::{Noise, NoiseKind, WeightsOn};
 use crate::tensor::{AsView, DType, FLOATS, Shape, Tensor, TensorView, TensorViewMut};
 use crate::weights::{ExpertWeights, MoeWeights, RouterWeights, view};
@@ -37,7 +37,6 @@ pub struct MoeLayer<T = Tensor> {
 
 /// The parts of a workspace behind the router.
 struct Buffers<'b> {
-    plan: &'b mut PlanBuffers,
     routed: &'b mut ExpertBuffers,
     shared: Option<&'b mut SharedBuffers>,
     latent: Option<&'b mut LatentBuffers>,
@@ -120,9 +119,9 @@ impl<T: AsView> MoeLayer<T> {
     ) -> Result<()> {
         self.check_call(hidden_states, output.as_view(), workspace)?;
         let Workspace { routing, plan, routed, shared, latent, .. } = workspace;
-        let routing = self.route(hidden_states, inputs, routing)?;
-        let buffers = Buffers { plan, routed, shared: shared.as_mut(), latent: latent.as_mut() };
-        self.experts(hidden_states, routing, output, buffers)
+        let (routing, plan) = self.route(hidden_states, inputs, routing, plan)?;
+        let buffers = Buffers { routed, shared: shared.as_mut(), latent: latent.as_mut() };
+        self.experts(hidden_states, routing, plan, output, buffers)
     }
 
     /// As [`MoeLayer::forward_with`], with the router's logits made by the caller: `[T, E]` f32. The rule that chooses by
@@ -143,9 +142,9 @@ impl<T: AsView> MoeLayer<T> {
         Expect::on(&self.device).tensor("router_logits", router_logits, shape, &[DType::F32])?;
         let Workspace { routing, plan, routed, shared, latent, .. } = workspace;
         let RoutingBuffers { topk_ids, topk_weights, ragged, .. } = routing;
-        let routing = self.choose(router_logits, inputs, topk_ids, topk_weights, ragged.as_mut())?;
-        let buffers = Buffers { plan, routed, shared: shared.as_mut(), latent: latent.as_mut() };
-        self.experts(hidden_states, routing, output, buffers)
+        let (routing, plan) = self.choose(router_logits, inputs, (topk_ids, topk_weights), ragged.as_mut(), plan)?;
+        let buffers = Buffers { routed, shared: shared.as_mut(), latent: latent.as_mut() };
+        self.experts(hidden_states, routing, plan, output, buffers)
     }
 
     /// As [`MoeLayer::forward`], with the routing made by the caller. Ids of no expert (`u32::MAX`, say) add nothing.
@@ -173,8 +172,9 @@ impl<T: AsView> MoeLayer<T> {
         expect.tensor("topk_ids", routing.topk_ids, expected, &[DType::U32])?;
         expect.tensor("topk_weights", routing.topk_weights, expected, &[DType::F32])?;
         let Workspace { plan, routed, shared, latent, .. } = workspace;
-        let buffers = Buffers { plan, routed, shared: shared.as_mut(), latent: latent.as_mut() };
-        self.experts(hidden_states, routing, output, buffers)
+        let plan = self.permute(routing.topk_ids, plan)?;
+        let buffers = Buffers { routed, shared: shared.as_mut(), latent: latent.as_mut() };
+        self.experts(hidden_states, routing, plan, output, buffers)
     }
 
     /// What the caller gave fits, under the caller's names; returns T.
@@ -201,13 +201,14 @@ impl<T: AsView> MoeLayer<T> {
         }
     }
 
-    /// hidden_states → router_logits → topk_ids, topk_weights.
+    /// hidden_states → router_logits → topk_ids, topk_weights → plan.
     fn route<'b>(
         &self,
         hidden_states: TensorView<'_>,
         inputs: RouteInputs<'_>,
         buffers: &'b mut RoutingBuffers,
-    ) -> Result<Routing<'b>> {
+        plan: &'b mut PlanBuffers,
+    ) -> Result<(Routing<'b>, PermutePlan<'b>)> {
         let router = self.weights.router.as_ref().ok_or_else(|| {
             Error::invalid("weights.router", "a router, or routing by the caller (forward_routed)", "none")
         })?;
@@ -227,42 +228,42 @@ impl<T: AsView> MoeLayer<T> {
                 output: logits.prefix_mut(logits_shape)?,
             },
         )?;
-        self.choose(logits.prefix(logits_shape), inputs, topk_ids, topk_weights, ragged.as_mut())
+        self.choose(logits.prefix(logits_shape), inputs, (topk_ids, topk_weights), ragged.as_mut(), plan)
     }
 
-    /// router_logits → topk_ids, topk_weights.
+    /// router_logits → topk_ids, topk_weights → plan.
     fn choose<'b>(
         &self,
         router_logits: TensorView<'_>,
         inputs: RouteInputs<'_>,
-        topk_ids: &'b mut Tensor,
-        topk_weights: &'b mut Tensor,
+        (topk_ids, topk_weights): (&'b mut Tensor, &'b mut Tensor),
         mut ragged: Option<&'b mut RaggedBuffers>,
-    ) -> Result<Routing<'b>> {
+        plan: &'b mut PlanBuffers,
+    ) -> Result<(Routing<'b>, PermutePlan<'b>)> {
         let config = &self.config.router;
         let num_tokens = router_logits.dims()[0];
         let num_slots = config
             .num_slots(num_tokens, config.num_choices(self.config.num_experts))
             .ok_or_else(|| Error::invalid("hidden_states", "slots that fit usize", num_tokens))?;
         let ids_shape: Shape = if ragged.is_some() { [num_slots].into() } else { [num_tokens, config.top_k].into() };
-        route(
-            &self.device,
-            RouteArgs {
-                config,
-                router_logits,
-                selection_bias: self.weights.router.as_ref().and_then(|router| view(&router.selection_bias)),
-                inputs,
-                topk_ids: topk_ids.prefix_mut(ids_shape)?,
-                topk_weights: topk_weights.prefix_mut(ids_shape)?,
-                ragged: ragged.as_mut().map(|ragged| ragged.prefix_mut(num_tokens, num_slots)).transpose()?,
-                figures: None,
-            },
-        )?;
+        let route = RouteArgs {
+            config,
+            router_logits,
+            selection_bias: self.weights.router.as_ref().and_then(|router| view(&router.selection_bias)),
+            inputs,
+            topk_ids: topk_ids.prefix_mut(ids_shape)?,
+            topk_weights: topk_weights.prefix_mut(ids_shape)?,
+            ragged: ragged.as_mut().map(|ragged| ragged.prefix_mut(num_tokens, num_slots)).transpose()?,
+            figures: None,
+        };
+        route_permute(&self.device, RoutePermuteArgs { route, plan: plan.view_mut(num_slots)? })?;
         let slots = match ragged {
             Some(ragged) => ragged.slots(num_tokens, num_slots),
             None => Slots::PerToken { top_k: config.top_k },
         };
-        Ok(Routing { topk_ids: topk_ids.prefix(ids_shape), topk_weights: topk_weights.prefix(ids_shape), slots })
+        let routing =
+            Routing { topk_ids: topk_ids.prefix(ids_shape), topk_weights: topk_weights.prefix(ids_shape), slots };
+        Ok((routing, plan.view(num_slots)))
     }
 
     /// The router's input: the hidden states, with noise where the rule asks for it.
@@ -292,11 +293,12 @@ impl<T: AsView> MoeLayer<T> {
         Ok(buffer.prefix(shape))
     }
 
-    /// Everything behind the router: permute, the two grouped GEMMs, combine; and what is added to the sum.
+    /// Everything behind the plan: the two grouped GEMMs, combine; and what is added to the sum.
     fn experts(
         &self,
         hidden_states: TensorView<'_>,
         routing: Routing<'_>,
+        plan: PermutePlan<'_>,
         output: TensorViewMut<'_>,
         buffers: Buffers<'_>,
     ) -> Result<()> {
@@ -312,7 +314,6 @@ impl<T: AsView> MoeLayer<T> {
         let (latent_input, latent) = buffers.latent.map(|b| (&mut b.input, (&mut b.combined, &mut b.output))).unzip();
         let input = self.latent_input(hidden_states, latent_input)?;
 
-        let plan = self.permute(routing.topk_ids, buffers.plan)?;
         let rows = InputRows::Gathered { permuted_idx: plan.permuted_idx, slots, slot_scale };
         let stack = Stack {
             weights: &self.weights.experts,
@@ -345,17 +346,8 @@ impl<T: AsView> MoeLayer<T> {
 
     fn permute<'b>(&self, topk_ids: TensorView<'_>, buffers: &'b mut PlanBuffers) -> Result<PermutePlan<'b>> {
         let num_slots = topk_ids.shape().numel();
-        let plan = PermutePlanMut {
-            expert_offsets: buffers.expert_offsets.view_mut()?,
-            permuted_idx: buffers.permuted_idx.prefix_mut([num_slots])?,
-            inv_permuted_idx: buffers.inv_permuted_idx.prefix_mut([num_slots])?,
-        };
-        permute(&self.device, PermuteArgs { topk_ids, plan })?;
-        Ok(PermutePlan {
-            expert_offsets: buffers.expert_offsets.view(),
-            permuted_idx: buffers.permuted_idx.prefix([num_slots]),
-            inv_permuted_idx: buffers.inv_permuted_idx.prefix([num_slots]),
-        })
+        permute(&self.device, PermuteArgs { topk_ids, plan: buffers.view_mut(num_slots)? })?;
+        Ok(buffers.view(num_slots))
     }
 
     /// input → gate_up_proj, activation, for up to `num_rows` rows; returns what is left to do: → down_proj.

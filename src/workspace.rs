@@ -7,7 +7,7 @@ use crate::config::{MoeConfig, SharedExpertConfig};
 use crate::error::{Error, Result};
 use crate::layer::Routing;
 use crate::ops::{Expect, RaggedMut};
-use crate::plan::Slots;
+use crate::plan::{PermutePlan, PermutePlanMut, Slots};
 use crate::routing::{NoiseKind, RouterConfig};
 use crate::tensor::{DType, Shape, Tensor};
 
@@ -63,6 +63,24 @@ pub(crate) struct PlanBuffers {
     pub(crate) expert_offsets: Tensor,
     pub(crate) permuted_idx: Tensor,
     pub(crate) inv_permuted_idx: Tensor,
+}
+
+impl PlanBuffers {
+    pub(crate) fn view_mut(&mut self, num_slots: usize) -> Result<PermutePlanMut<'_>> {
+        Ok(PermutePlanMut {
+            expert_offsets: self.expert_offsets.view_mut()?,
+            permuted_idx: self.permuted_idx.prefix_mut([num_slots])?,
+            inv_permuted_idx: self.inv_permuted_idx.prefix_mut([num_slots])?,
+        })
+    }
+
+    pub(crate) fn view(&self, num_slots: usize) -> PermutePlan<'_> {
+        PermutePlan {
+            expert_offsets: self.expert_offsets.view(),
+            permuted_idx: self.permuted_idx.prefix([num_slots]),
+            inv_permuted_idx: self.inv_permuted_idx.prefix([num_slots]),
+        }
+    }
 }
 
 /// What a stack of experts writes: `act` between its projections, and its output.

@@ -6,12 +6,13 @@
 // lane knows the best of its own, two reductions over integers find the best of those, and only its owner looks again.
 // Ids are unique and in range whatever the logits are: a NaN orders as -inf, and a picked expert leaves the choice.
 //
-// With two levels of groups and experts: common/route_levels.cuh.
+// With two levels of groups and experts: common/route_levels.cuh. For few tokens, with permute in one launch:
+// route_permute.cu.
 // With capacity, or where experts choose, what one token gets depends on the others: route_pick picks and says by what,
 // route_capacity.cu or route_expert_choice.cu decides which slots there are, and route_weigh weighs those.
 //
 // Shared memory (dynamic), per warp: see common/route_rule.cuh.
-#include "common/route_levels.cuh"
+#include "common/route_token.cuh"
 
 namespace {
 
@@ -19,21 +20,7 @@ extern __shared__ uint32_t shared[];
 
 __device__ __forceinline__ Token warps_token(const RouteParams& p) {
   const uint32_t token = blockIdx.x * (blockDim.x / 32) + warp_id();
-  return Token(p, token, shared + warp_id() * (2 * p.num_choices + p.max_slots + p.num_groups));
-}
-
-__device__ __forceinline__ Softmax load(Token& t) {
-  t.load_logits();
-  return t.p.score == SCORE_SOFTMAX ? t.softmax_over_all() : Softmax{0.f, 1.f};
-}
-
-// The token's part of a tensor over all slots.
-__device__ __forceinline__ uint32_t* slots(const Token& t, uint64_t tensor) {
-  return at<uint32_t>(tensor) + t.first_slot;
-}
-
-__device__ __forceinline__ void write_ids(const Token& t, uint64_t tensor) {
-  for (uint32_t i = lane_id(); i < t.num_slots; i += 32) slots(t, tensor)[i] = t.ids[i];
+  return Token(p, token, shared + warp_id() * token_words(p));
 }
 
 // By tokens, or, where experts choose, by experts, which then go through their tokens.
@@ -48,15 +35,8 @@ __device__ __forceinline__ void write_choice_keys(const Token& t) {
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(128) route(const __grid_constant__ RouteParams p) {
-  Token t = warps_token(p);
-  if (t.token >= p.num_tokens) return;
-  const Softmax over_all = load(t);
-  t.make_keys(over_all);
-  if (p.selection == SELECT_LEVELS) return route_by_level(t);
-  t.pick();
-  t.keep_at_random(over_all);
-  write_ids(t, p.topk_ids);
-  weigh(t, over_all, t.ids);
+  const uint32_t token = blockIdx.x * (blockDim.x / 32) + warp_id();
+  if (token < p.num_tokens) route_token(p, token, shared + warp_id() * token_words(p));
 }
 
 extern "C" __global__ void __launch_bounds__(128) route_pick(const __grid_constant__ RouteParams p) {

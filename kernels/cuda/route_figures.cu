@@ -12,7 +12,7 @@
 // Shared memory: route_probabilities, see common/route_rule.cuh; figures_sum, [8 warps][5][32] words; figures_write
 // (dynamic), totals [5][E + 2] words.
 #include "common/block.cuh"
-#include "common/route_levels.cuh"
+#include "common/route_token.cuh"
 
 namespace {
 
@@ -155,7 +155,7 @@ struct Totals {
 extern "C" __global__ void __launch_bounds__(128) route_probabilities(const __grid_constant__ RouteParams p) {
   const uint32_t token = blockIdx.x * num_warps() + warp_id();
   if (token >= p.num_tokens) return;
-  Token t(p, token, shared + warp_id() * (2 * p.num_choices + p.max_slots + p.num_groups));
+  Token t(p, token, shared + warp_id() * token_words(p));
   t.load_logits();
   TokenRow row = {t, at<float>(p.probabilities) + static_cast<uint64_t>(token) * (p.num_choices + 2), 0.f};
   if (p.selection == SELECT_LEVELS) {

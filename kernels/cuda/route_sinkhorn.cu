@@ -11,7 +11,7 @@
 // Shared memory (dynamic): sinkhorn_cost, see common/route_rule.cuh; sinkhorn_balance, the warps' sums [warps][E] of two
 // f32, factors [E] f32, words [warps] f32.
 #include "common/block.cuh"
-#include "common/route_rule.cuh"
+#include "common/route_token.cuh"
 
 namespace {
 
@@ -67,7 +67,7 @@ __device__ __forceinline__ float next_factor(const SinkhornParams& p, uint32_t e
 extern "C" __global__ void __launch_bounds__(128) sinkhorn_cost(const __grid_constant__ RouteParams p) {
   const uint32_t token = blockIdx.x * num_warps() + warp_id();
   if (token >= p.num_tokens) return;
-  Token t(p, token, shared + warp_id() * (2 * p.num_choices + p.max_slots + p.num_groups));
+  Token t(p, token, shared + warp_id() * token_words(p));
   t.load_logits();
   const float top = t.softmax_over_all().top;
   float* row = at<float>(p.cost) + static_cast<uint64_t>(token) * p.num_choices;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::ops::{
-    CombineArgs, GroupedGemmArgs, GroupedGemmCombineArgs, JitterArgs, PermuteArgs, RouteArgs, RouterLogitsArgs,
+    CombineArgs, GroupedGemmArgs, GroupedGemmCombineArgs, JitterArgs, PermuteArgs, RouteArgs, RoutePermuteArgs,
+    RouterLogitsArgs,
 };
 use crate::tensor::{DType, DeviceBuffer, HostBytes, Shape, Storage, TensorView, TensorViewMut};
 
@@ -99,6 +100,11 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
 
     /// [`crate::ops::permute`].
     fn permute(&self, args: PermuteArgs<'_>) -> Result<()>;
+
+    /// [`crate::ops::route_permute`].
+    fn route_permute(&self, args: RoutePermuteArgs<'_>) -> Result<()> {
+        args.in_steps(|route| self.route(route), |permute| self.permute(permute))
+    }
 
     /// [`crate::ops::grouped_gemm`].
     fn grouped_gemm(&self, args: GroupedGemmArgs<'_>) -> Result<()>;

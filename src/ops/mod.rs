@@ -14,7 +14,7 @@ pub use combine::{
 };
 pub use grouped_gemm::{Epilogue, GroupedGemmArgs, InputRows, grouped_gemm};
 pub use jitter::{JitterArgs, jitter};
-pub use permute::{PermuteArgs, permute};
+pub use permute::{PermuteArgs, RoutePermuteArgs, permute, route_permute};
 pub use route::{FiguresMut, RaggedMut, RouteArgs, RouteInputs, route};
 pub use router_logits::{RouterLogitsArgs, router_logits};
 

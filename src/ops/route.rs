@@ -86,6 +86,11 @@ impl FiguresMut<'_> {
 /// [`Error::InvalidArgument`] if the rule, a shape, type or memory does not fit, or the rule needs an input that is
 /// not there.
 pub fn route(device: &Device, args: RouteArgs<'_>) -> Result<()> {
+    check(device, &args)?;
+    device.backend().route(args)
+}
+
+pub(super) fn check(device: &Device, args: &RouteArgs<'_>) -> Result<()> {
     let expect = Expect::on(device);
     let config = args.config;
     let [num_tokens, num_logits] = dims("router_logits", args.router_logits)?;
@@ -133,7 +138,7 @@ pub fn route(device: &Device, args: RouteArgs<'_>) -> Result<()> {
         expect.tensor("figures.importance", figures.importance.as_view(), [num_choices], &[DType::F32])?;
         expect.tensor("figures.scalars", figures.scalars.as_view(), [NUM_SCALARS], &[DType::F32])?;
     }
-    device.backend().route(args)
+    Ok(())
 }
 
 fn check_inputs(

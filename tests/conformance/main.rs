@@ -16,6 +16,7 @@ mod layer;
 mod mutations;
 mod permute;
 mod route;
+mod route_permute;
 mod router_logits;
 
 use std::process::ExitCode;
@@ -33,6 +34,7 @@ const TESTS: &[&[Test]] = &[
     route::TESTS,
     route::SELECTIONS,
     permute::TESTS,
+    route_permute::TESTS,
     grouped_gemm::TESTS,
     combine::TESTS,
     grouped_gemm_combine::TESTS,

@@ -16,7 +16,7 @@ use libtest_mimic::{Completion, Failed, Trial};
 use ptx_vm::{Config, Module};
 
 use crate::harness::devices::cuda_vm::{NVCC, Vm};
-use crate::{combine, grouped_gemm, grouped_gemm_combine, harness::Test, permute, route, router_logits};
+use crate::{combine, grouped_gemm, grouped_gemm_combine, harness::Test, permute, route, route_permute, router_logits};
 
 /// One planted bug.
 struct Bug {
@@ -44,36 +44,48 @@ const PERMUTE: &[Bug] = &[
     bug(
         "no __syncwarp between reading and moving a counter",
         "permute",
-        "permute.cu",
+        "common/counting_sort.cuh",
         "__syncwarp();\n    if (expert != MASKED && rank == 0)",
         "if (expert != MASKED && rank == 0)",
     ),
     bug(
         "no __syncwarp behind moving a counter",
         "permute",
-        "permute.cu",
+        "common/counting_sort.cuh",
         "before + __popc(peers);\n    __syncwarp();",
         "before + __popc(peers);",
     ),
-    bug("counters not cleared", "permute", "permute.cu", "e += 32) counters[e] = 0;", "e += 32) {}"),
+    bug("counters not cleared", "permute", "common/counting_sort.cuh", "e += 32) counters[e] = 0;", "e += 32) {}"),
     bug(
         "no barrier before sums are read",
         "permute",
-        "permute.cu",
+        "common/counting_sort.cuh",
         "sums[warp * 32 + lane] = mine;\n    __syncthreads();",
         "sums[warp * 32 + lane] = mine;",
     ),
-    bug("id E has a row", "permute", "permute.cu", "if (expert >= p.num_experts)", "if (expert > p.num_experts)"),
-    bug("rank counts its own lane", "permute", "permute.cu", "(1u << lane) - 1", "(2u << lane) - 1"),
+    bug(
+        "id E has a row",
+        "permute",
+        "common/counting_sort.cuh",
+        "if (expert >= p.num_experts)",
+        "if (expert > p.num_experts)",
+    ),
+    bug("rank counts its own lane", "permute", "common/counting_sort.cuh", "(1u << lane) - 1", "(2u << lane) - 1"),
     bug(
         "rows that no slot takes are left as they were",
         "permute",
-        "permute.cu",
+        "common/counting_sort.cuh",
         "if (slot >= num_rows) permuted_idx[slot] = MASKED;",
         "",
     ),
-    bug("inclusive offsets", "permute", "permute.cu", "rows_before + inclusive - total", "rows_before + inclusive"),
-    bug("no last offset", "permute", "permute.cu", "expert_offsets[p.num_experts] = rows_before;", ";"),
+    bug(
+        "inclusive offsets",
+        "permute",
+        "common/counting_sort.cuh",
+        "rows_before + inclusive - total",
+        "rows_before + inclusive",
+    ),
+    bug("no last offset", "permute", "common/counting_sort.cuh", "expert_offsets[p.num_experts] = rows_before;", ";"),
 ];
 
 const COMBINE: &[Bug] = &[
@@ -198,6 +210,20 @@ const ROUTE_SELECTIONS: &[Bug] = &[
         "route_figures.cu",
         "slot < end_slot; slot += SUM_WARPS",
         "slot < end_slot; slot += 1",
+    ),
+    bug(
+        "slots are sorted before all are routed",
+        "route_permute",
+        "route_permute.cu",
+        "__syncthreads();\n  permute_block",
+        "permute_block",
+    ),
+    bug(
+        "every warp routes in the memory of the first",
+        "route_permute",
+        "route_permute.cu",
+        "shared + warp_id() * token_words",
+        "shared + 0 * token_words",
     ),
     bug(
         "weights by what is left of the choices, not by all",
@@ -392,6 +418,7 @@ fn tests(kernels: &str) -> &'static [&'static [Test]] {
         "router_logits" => &[router_logits::TESTS],
         "route" => &[route::TESTS, route::SELECTIONS],
         "route_expert_choice" | "route_sinkhorn" | "route_figures" => &[route::SELECTIONS],
+        "route_permute" => &[route_permute::TESTS],
         "decode_combine" => &[grouped_gemm_combine::TESTS],
         "grouped_gemm_sm90" => &[grouped_gemm::TENSOR_CORES],
         _ => &[grouped_gemm::TESTS],

@@ -7,7 +7,7 @@ use fused_moe::backend::cuda::driver::{Driver, StreamHandle};
 use fused_moe::backend::cuda::raw::{RawCall, RawLayer, RawRouting, RawTensor};
 use fused_moe::routing::MASKED;
 use fused_moe::weights::{ExpertWeights, MoeWeights, RouterWeights};
-use fused_moe::{DType, Error};
+use fused_moe::{DType, Device, Error};
 use half::bf16;
 
 use crate::cuda_vm::{Recorded, Vm};
@@ -132,6 +132,23 @@ fn a_call_allocates_nothing_waits_for_nothing_and_keeps_to_its_stream() {
         assert!(!calls.launches.is_empty());
         engine.check(&call, &hidden_states);
     }
+}
+
+/// One token is four launches: logits, routing with the plan, first projection with activation, second with combine.
+#[test]
+fn a_token_is_four_launches() {
+    let vm = Vm::sm80();
+    let device = Device::new(Cuda::new(vm.clone()).expect("the build has kernels"));
+    let hidden_states = random(5, Spec::SMALL.hidden_size);
+    let answer = Spec::SMALL.run(&device, &hidden_states);
+    let kernel = |work: &Recorded| match work {
+        Recorded::Launch { kernel, .. } => Some(kernel.name),
+        Recorded::Zero { .. } => None,
+    };
+    let launches: Vec<&str> = vm.take_calls().launches.iter().filter_map(kernel).collect();
+    assert_eq!(launches, ["router_logits", "route_permute", "decode_bf16", "decode_combine_bf16"]);
+    let error = relative_error(&answer.output, &Spec::SMALL.expected(&hidden_states));
+    assert!(error <= 5e-3, "{error:e}");
 }
 
 /// What a CUDA graph does: the same launches again, with other hidden states and so other routing in the same memory.

@@ -209,3 +209,9 @@ struct DecodeCombineParams {
   uint32_t k_step;        // K is cut at multiples of it
 };
 static_assert(sizeof(DecodeCombineParams) == 256, "as in params.rs");
+
+struct RoutePermuteParams {
+  RouteParams route;
+  PermuteParams permute;
+};
+static_assert(sizeof(RoutePermuteParams) == 408, "as in params.rs");

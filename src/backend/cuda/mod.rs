@@ -25,6 +25,7 @@ mod route;
 mod route_capacity;
 mod route_expert_choice;
 mod route_figures;
+mod route_permute;
 mod route_sinkhorn;
 mod router_logits;
 mod tile;
@@ -40,7 +41,9 @@ use self::driver::{Driver, StreamHandle};
 use self::queue::{Queue, Scratch};
 use super::Backend;
 use crate::error::{Error, Result};
-use crate::ops::{CombineArgs, GroupedGemmArgs, GroupedGemmCombineArgs, PermuteArgs, RouteArgs, RouterLogitsArgs};
+use crate::ops::{
+    CombineArgs, GroupedGemmArgs, GroupedGemmCombineArgs, PermuteArgs, RouteArgs, RoutePermuteArgs, RouterLogitsArgs,
+};
 use crate::tensor::{DType, DeviceBuffer, Shape, Storage, TensorView, TensorViewMut};
 
 const NAME: &str = "cuda";
@@ -186,6 +189,13 @@ impl Backend for Cuda {
 
     fn permute(&self, args: PermuteArgs<'_>) -> Result<()> {
         permute::permute(&mut self.queue(), args)
+    }
+
+    fn route_permute(&self, mut args: RoutePermuteArgs<'_>) -> Result<()> {
+        if route_permute::route_permute(&mut self.queue(), &mut args)? {
+            return Ok(());
+        }
+        args.in_steps(|route| self.route(route), |permute| self.permute(permute))
     }
 
     fn grouped_gemm(&self, args: GroupedGemmArgs<'_>) -> Result<()> {

@@ -255,6 +255,14 @@ params! {
     }
 }
 
+params! {
+    /// Of `route_permute.cu`.
+    RoutePermuteParams, 408 {
+        route: RouteParams,
+        permute: PermuteParams,
+    }
+}
+
 /// A size as the kernels count it.
 pub(super) fn count(what: &str, n: usize) -> Result<u32> {
     // One value is left to mark what is masked, and the top bit to sums of two counts.
@@ -312,6 +320,7 @@ mod tests {
             ("GroupedGemmSm90Params", GroupedGemmSm90Params::FIELDS),
             ("CombineParams", CombineParams::FIELDS),
             ("DecodeCombineParams", DecodeCombineParams::FIELDS),
+            ("RoutePermuteParams", RoutePermuteParams::FIELDS),
         ];
         assert_eq!(HEADER.matches("struct ").count(), structs.len());
         for (name, fields) in structs {

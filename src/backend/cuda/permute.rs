@@ -6,6 +6,7 @@ use super::params::{PermuteParams, count};
 use super::queue::{Queue, unsupported};
 use crate::error::Result;
 use crate::ops::PermuteArgs;
+use crate::plan::PermutePlanMut;
 
 const SMALL_KERNEL: Kernel = Kernel { file: "permute", name: "permute_small" };
 const COUNT: Kernel = Kernel { file: "permute", name: "permute_count" };
@@ -13,7 +14,7 @@ const SCAN: Kernel = Kernel { file: "permute", name: "permute_scan" };
 const PLACE: Kernel = Kernel { file: "permute", name: "permute_place" };
 
 /// Slots that a warp takes at a time.
-const LANES: usize = 32;
+pub(super) const LANES: usize = 32;
 
 /// Shared memory that a block has on every device without asking for more.
 const SHARED_BYTES: usize = 48 << 10;
@@ -29,17 +30,17 @@ const MAX_CHUNKS: usize = 2048;
 
 /// How slots are cut into chunks, one for each warp.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Chunks {
-    num_chunks: usize,
+pub(super) struct Chunks {
+    pub(super) num_chunks: usize,
     slots_per_chunk: usize,
     /// Chunks, and so warps, of a block; all of them where one launch does everything.
     per_block: usize,
-    one_launch: bool,
+    pub(super) one_launch: bool,
 }
 
 impl Chunks {
     /// `None` where the counters of so many experts have no room.
-    fn of(num_slots: usize, num_experts: usize) -> Option<Self> {
+    pub(super) fn of(num_slots: usize, num_experts: usize) -> Option<Self> {
         // Warps whose counters, and sums of the scan, have room in shared memory.
         let room = SHARED_BYTES / (4 * (num_experts + LANES));
         if room == 0 {
@@ -61,19 +62,7 @@ pub(super) fn permute(queue: &mut Queue<'_>, mut args: PermuteArgs<'_>) -> Resul
     let num_experts = args.plan.expert_offsets.dims()[0] - 1;
     let chunks =
         Chunks::of(num_slots, num_experts).ok_or_else(|| unsupported(format!("permute over {num_experts} experts")))?;
-    let chunk_rows =
-        if chunks.one_launch { 0 } else { queue.scratch(chunks.num_chunks * num_experts * size_of::<u32>())? };
-    let params = PermuteParams {
-        topk_ids: address(args.topk_ids)?,
-        expert_offsets: address_mut(&mut args.plan.expert_offsets)?,
-        permuted_idx: address_mut(&mut args.plan.permuted_idx)?,
-        inv_permuted_idx: address_mut(&mut args.plan.inv_permuted_idx)?,
-        chunk_rows,
-        num_slots: count("num_slots", num_slots)?,
-        num_experts: count("num_experts", num_experts)?,
-        num_chunks: count("chunks", chunks.num_chunks)?,
-        slots_per_chunk: count("slots of a chunk", chunks.slots_per_chunk)?,
-    };
+    let mut params = params(address(args.topk_ids)?, &mut args.plan, num_slots, &chunks)?;
     let counters = |warps: usize| (4 * warps * num_experts) as u32;
     let sums = |warps: usize| (4 * warps * LANES) as u32;
     let threads = |warps: usize| (warps * LANES) as u32;
@@ -83,6 +72,7 @@ pub(super) fn permute(queue: &mut Queue<'_>, mut args: PermuteArgs<'_>) -> Resul
         // SAFETY: the kernels take this struct, and stay within the shapes that `ops` has checked against the memory.
         return unsafe { queue.launch(SMALL_KERNEL, config, &params) };
     }
+    params.chunk_rows = queue.scratch(chunks.num_chunks * num_experts * size_of::<u32>())?;
     let each = LaunchConfig::linear(chunks.num_chunks.div_ceil(warps) as u32, threads(warps)).shared(counters(warps));
     let scan = LaunchConfig::linear(1, threads(32)).shared(sums(32));
     for (kernel, config) in [(COUNT, each), (SCAN, scan), (PLACE, each)] {
@@ -90,6 +80,26 @@ pub(super) fn permute(queue: &mut Queue<'_>, mut args: PermuteArgs<'_>) -> Resul
         unsafe { queue.launch(kernel, config, &params)? };
     }
     Ok(())
+}
+
+/// All but `chunk_rows`, which one launch does without.
+pub(super) fn params(
+    topk_ids: u64,
+    plan: &mut PermutePlanMut<'_>,
+    num_slots: usize,
+    chunks: &Chunks,
+) -> Result<PermuteParams> {
+    Ok(PermuteParams {
+        topk_ids,
+        expert_offsets: address_mut(&mut plan.expert_offsets)?,
+        permuted_idx: address_mut(&mut plan.permuted_idx)?,
+        inv_permuted_idx: address_mut(&mut plan.inv_permuted_idx)?,
+        chunk_rows: 0,
+        num_slots: count("num_slots", num_slots)?,
+        num_experts: count("num_experts", plan.expert_offsets.shape().numel() - 1)?,
+        num_chunks: count("chunks", chunks.num_chunks)?,
+        slots_per_chunk: count("slots of a chunk", chunks.slots_per_chunk)?,
+    })
 }
 
 #[cfg(test)]

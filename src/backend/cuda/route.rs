@@ -103,10 +103,6 @@ impl Parts {
 
 pub(super) fn route(queue: &mut Queue<'_>, mut args: RouteArgs<'_>) -> Result<()> {
     let config = args.config;
-    let listed = config.expert_map.len().max(config.expert_states.len());
-    if listed > MAX_LISTED {
-        return Err(unsupported(format!("states or a map of more than {MAX_LISTED} experts")));
-    }
     let mut params = params(&mut args)?;
     let parts = Parts::of(config, &params, args.figures.is_some());
     let scratch = if parts.words == 0 { 0 } else { queue.scratch(4 * parts.words as usize)? };
@@ -147,9 +143,14 @@ pub(super) fn weigh(queue: &Queue<'_>, params: &RouteParams) -> Result<()> {
     launch_rule(queue, WEIGH, params)
 }
 
+/// Words of shared memory that a warp needs.
+pub(super) fn words(params: &RouteParams) -> usize {
+    2 * params.num_choices as usize + (params.max_slots + params.num_groups) as usize
+}
+
 /// A warp per token, as many to a block as have room.
 fn per_token(params: &RouteParams) -> Result<LaunchConfig> {
-    let words = 2 * params.num_choices as usize + (params.max_slots + params.num_groups) as usize;
+    let words = words(params);
     let warps = (SHARED_BYTES / (4 * words)).min(4);
     if warps == 0 {
         return Err(unsupported(format!("routing over {} experts", params.num_choices)));
@@ -158,8 +159,11 @@ fn per_token(params: &RouteParams) -> Result<LaunchConfig> {
     Ok(LaunchConfig::linear(blocks as u32, 32 * warps as u32).shared((4 * warps * words) as u32))
 }
 
-fn params(args: &mut RouteArgs<'_>) -> Result<RouteParams> {
+pub(super) fn params(args: &mut RouteArgs<'_>) -> Result<RouteParams> {
     let config = args.config;
+    if config.expert_map.len().max(config.expert_states.len()) > MAX_LISTED {
+        return Err(unsupported(format!("states or a map of more than {MAX_LISTED} experts")));
+    }
     let inputs = args.inputs;
     let (num_groups, topk_groups) = groups(config);
     // Of two levels, the logits of the groups come first.
