@@ -25,6 +25,8 @@ struct Image {
     /// The architecture and text that tests execute: what newer GPUs compile, or the file's own.
     ptx: (String, PathBuf),
     kernels: Vec<String>,
+    /// Those that wait for the launches before them, in the code for sm_90.
+    following: Vec<String>,
 }
 
 /// Compiles every kernel to `out`, and writes `images.rs` (for the crate) and `ptx.rs` (for tests) there.
@@ -219,10 +221,21 @@ fn image(source: &Path, folder: PathBuf, archs: &[String]) -> Result<Image, Stri
     let first = arch.map(file).filter(|file| file.is_file());
     let first = first.ok_or_else(|| format!("nvcc kept no PTX of {}", source.display()))?;
     let text = fs::read_to_string(&first).map_err(|e| format!("{}: {e}", first.display()))?;
-    let entries = text.lines().filter_map(|line| line.split(".entry ").nth(1));
-    let kernels = entries.filter_map(|rest| rest.split('(').next()).map(|name| name.trim().to_owned()).collect();
+    let kernels = entries(&text).map(|(name, _)| name).collect();
+    let sm90 = archs.iter().find(|arch| *arch == "90a").map(file);
+    let sm90 = sm90.map(fs::read_to_string).transpose().map_err(|e| format!("PTX of {}: {e}", source.display()))?;
+    let following = sm90.iter().flat_map(|text| entries(text)).filter(|(_, body)| body.contains("griddepcontrol.wait"));
+    let following = following.map(|(name, _)| name).collect();
     let ptx = (arch.cloned().unwrap_or_default(), first);
-    Ok(Image { stem, folder, ptx, kernels })
+    Ok(Image { stem, folder, ptx, kernels, following })
+}
+
+/// The kernels of a PTX file: each one's name, and its text.
+fn entries(ptx: &str) -> impl Iterator<Item = (String, &str)> {
+    ptx.split(".entry ")
+        .skip(1)
+        .filter_map(|rest| rest.split_once('('))
+        .map(|(name, body)| (name.trim().to_owned(), body))
 }
 
 /// Rust that embeds what was compiled.
@@ -233,9 +246,11 @@ fn write_images(out: &Path, nvcc: &Path, images: &[Image]) -> Result<(), String>
     ptx += "pub static PTX: &[(&str, &str, &str)] = &[\n";
     for image in images {
         let (stem, fatbin, kernels) = (&image.stem, image.folder.join("image.fatbin"), &image.kernels);
+        let following = &image.following;
         let _ = writeln!(
             rust,
-            "    Image {{ file: {stem:?}, fatbin: &Aligned(*include_bytes!({fatbin:?})).0, kernels: &{kernels:?} }},"
+            "    Image {{ file: {stem:?}, fatbin: &Aligned(*include_bytes!({fatbin:?})).0, kernels: &{kernels:?}, \
+             following: &{following:?} }},"
         );
         let (arch, file) = &image.ptx;
         let _ = writeln!(ptx, "    ({stem:?}, {arch:?}, include_str!({file:?})),");

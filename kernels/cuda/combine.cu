@@ -9,6 +9,7 @@
 // start on 16 bytes). Grid: x tokens, y blocks of columns. No shared memory.
 // Few tokens have it in the launch that makes expert_out: decode_combine.cu.
 #include "common/token_sum.cuh"
+#include "ptx/grid_dependency.cuh"
 
 namespace {
 
@@ -33,9 +34,11 @@ __device__ __forceinline__ void combine_token(const CombineParams& p) {
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(128) combine(const __grid_constant__ CombineParams p) {
+  ptx::follow_launches();
   combine_token<8>(p);
 }
 
 extern "C" __global__ void __launch_bounds__(128) combine_columns(const __grid_constant__ CombineParams p) {
+  ptx::follow_launches();
   combine_token<1>(p);
 }

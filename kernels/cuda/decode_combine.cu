@@ -21,6 +21,7 @@
 #include "common/block.cuh"
 #include "common/stream.cuh"
 #include "common/token_sum.cuh"
+#include "ptx/grid_dependency.cuh"
 
 namespace {
 
@@ -165,6 +166,7 @@ __device__ __forceinline__ void combine_tokens(const DecodeCombineParams& p, con
 template <typename T, bool KN>
 __device__ __forceinline__ void decode_combine(const DecodeCombineParams& p) {
   __shared__ Unit units[MAX_UNITS];
+  ptx::follow_launches();
   const Work work = find_work(p.gemm, units);
   if constexpr (KN) {
     multiply_rows_kn<T>(p, work);

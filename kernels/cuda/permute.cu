@@ -13,6 +13,7 @@
 //
 // Shared memory (dynamic): counters [warps][E] u32, and in scan and small then sums [warps][32] u32.
 #include "common/counting_sort.cuh"
+#include "ptx/grid_dependency.cuh"
 
 namespace {
 
@@ -21,6 +22,7 @@ extern __shared__ uint32_t shared[];
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(1024) permute_small(const __grid_constant__ PermuteParams p) {
+  ptx::follow_launches();
   permute_block(p, shared);
 }
 

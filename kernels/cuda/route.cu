@@ -13,6 +13,7 @@
 //
 // Shared memory (dynamic), per warp: see common/route_rule.cuh.
 #include "common/route_token.cuh"
+#include "ptx/grid_dependency.cuh"
 
 namespace {
 
@@ -35,6 +36,7 @@ __device__ __forceinline__ void write_choice_keys(const Token& t) {
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(128) route(const __grid_constant__ RouteParams p) {
+  ptx::follow_launches();
   const uint32_t token = blockIdx.x * (blockDim.x / 32) + warp_id();
   if (token < p.num_tokens) route_token(p, token, shared + warp_id() * token_words(p));
 }

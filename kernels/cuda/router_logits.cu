@@ -9,6 +9,7 @@
 #include "common/params.cuh"
 #include "common/vector.cuh"
 #include "common/warp.cuh"
+#include "ptx/grid_dependency.cuh"
 
 namespace {
 
@@ -81,9 +82,11 @@ __device__ __forceinline__ void all_logits(const RouterLogitsParams& p) {
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(128) router_logits(const __grid_constant__ RouterLogitsParams p) {
+  ptx::follow_launches();
   all_logits<8>(p);
 }
 
 extern "C" __global__ void __launch_bounds__(128) router_logits_columns(const __grid_constant__ RouterLogitsParams p) {
+  ptx::follow_launches();
   all_logits<1>(p);
 }

@@ -80,7 +80,37 @@ type EncodeTiled = unsafe extern "C" fn(
 #[repr(C, align(64))]
 struct TensorMap([u64; 16]);
 
+/// The signature of `cuLaunchKernelEx`, which is newer than cust's bindings.
+type LaunchKernelEx = unsafe extern "C" fn(
+    config: *const LaunchConfigEx,
+    function: CUfunction,
+    params: *mut *mut c_void,
+    extra: *mut *mut c_void,
+) -> c_int;
+
+/// A `CUlaunchConfig`.
+#[repr(C)]
+struct LaunchConfigEx {
+    grid: [c_uint; 3],
+    block: [c_uint; 3],
+    shared_bytes: c_uint,
+    stream: CUstream,
+    attributes: *mut LaunchAttribute,
+    num_attributes: c_uint,
+}
+
+/// A `CUlaunchAttribute` whose value is a number.
+#[repr(C, align(8))]
+struct LaunchAttribute {
+    id: c_uint,
+    padding: c_uint,
+    value: [c_uint; 16],
+}
+
+const _: () = assert!(size_of::<LaunchAttribute>() == 72 && size_of::<LaunchConfigEx>() == 56);
+
 // Numbers of cuda.h.
+const PROGRAMMATIC_STREAM_SERIALIZATION: c_uint = 6;
 const TENSOR_F16: c_int = 6;
 const TENSOR_BF16: c_int = 9;
 const SWIZZLE_128B: c_int = 3;
@@ -101,12 +131,21 @@ pub(super) struct Nvidia {
     /// Whether `context` is the primary one, which was retained.
     retained: bool,
     modules: Vec<CUmodule>,
-    functions: HashMap<Kernel, CUfunction>,
+    functions: HashMap<Kernel, Function>,
+    launch_ex: Option<LaunchKernelEx>,
     stream: CUstream,
     encode_tiled: Option<EncodeTiled>,
     name: String,
     capability: (u32, u32),
     num_sms: u32,
+}
+
+/// A kernel that is loaded.
+#[derive(Clone, Copy, Debug)]
+struct Function {
+    handle: CUfunction,
+    /// Whether it waits for the launches before it by itself, and so may start before they are done.
+    follows: bool,
 }
 
 // SAFETY: the handles are the driver's, which any thread may use; nothing of them is written after `open`.
@@ -213,6 +252,9 @@ impl Nvidia {
             retained,
             modules: Vec::new(),
             functions: HashMap::new(),
+            // SAFETY: this is the function's signature in cuda.h.
+            launch_ex: libcuda::driver_function("cuLaunchKernelEx\0")
+                .map(|function| unsafe { std::mem::transmute::<*mut c_void, LaunchKernelEx>(function) }),
             stream: null_mut(),
             // SAFETY: this is the function's signature in cuda.h.
             encode_tiled: libcuda::driver_function("cuTensorMapEncodeTiled\0")
@@ -252,7 +294,9 @@ impl Nvidia {
                 let most = shared_bytes as c_int - fixed;
                 check(&what, cuFuncSetAttribute(function, FUNCTION_MAX_DYNAMIC_SHARED_BYTES, most))?;
             }
-            self.functions.insert(kernel, function);
+            // Only the code for sm_90 waits.
+            let follows = self.capability == (9, 0) && image.following.contains(&name);
+            self.functions.insert(kernel, Function { handle: function, follows });
         }
         Ok(())
     }
@@ -382,7 +426,8 @@ unsafe impl Driver for Nvidia {
 
     unsafe fn launch(&self, kernel: Kernel, config: LaunchConfig, params: &[u8], stream: StreamHandle) -> Result<()> {
         let function = self.functions.get(&kernel);
-        let &function = function.ok_or_else(|| unsupported(format!("{kernel}: not in this build")))?;
+        let &Function { handle: function, follows } =
+            function.ok_or_else(|| unsupported(format!("{kernel}: not in this build")))?;
         if config.cluster != [1; 3] {
             return Err(unsupported(format!("{kernel}: clusters chosen at launch")));
         }
@@ -391,8 +436,27 @@ unsafe impl Driver for Nvidia {
         let mut params = [params.as_ptr().cast_mut().cast()];
         let (params, shared) = (params.as_mut_ptr(), config.shared_bytes);
         // SAFETY: the kernel takes one struct, which the driver copies before it returns; the rest is the caller's
-        // promise.
-        let code = unsafe { cuLaunchKernel(function, x, y, z, bx, by, bz, shared, raw(stream), params, null_mut()) };
+        // promise. A kernel that follows waits for the launches before it.
+        let code = unsafe {
+            match self.launch_ex.filter(|_| follows) {
+                Some(launch_ex) => {
+                    let id = PROGRAMMATIC_STREAM_SERIALIZATION;
+                    let mut value = [0; 16];
+                    value[0] = 1;
+                    let mut attribute = LaunchAttribute { id, padding: 0, value };
+                    let config = LaunchConfigEx {
+                        grid: config.grid,
+                        block: config.block,
+                        shared_bytes: shared,
+                        stream: raw(stream),
+                        attributes: &mut attribute,
+                        num_attributes: 1,
+                    };
+                    launch_ex(&config, function, params, null_mut())
+                }
+                None => cuLaunchKernel(function, x, y, z, bx, by, bz, shared, raw(stream), params, null_mut()),
+            }
+        };
         if code == 0 {
             return Ok(());
         }
