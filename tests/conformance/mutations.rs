@@ -225,18 +225,11 @@ const ROUTE_SELECTIONS: &[Bug] = &[
         "shared + warp_id() * token_words",
         "shared + 0 * token_words",
     ),
-    bug(
-        "weights by what is left of the choices, not by all",
-        "route",
-        "route.cu",
-        "p.basis_ids != 0 ? slots(t, p.basis_ids) : t.ids",
-        "t.ids",
-    ),
 ];
 
 const DECODE: &[Bug] = &[
     bug("an expert's first row belongs to the one before", "decode", "decode.cu", "ends[e] <= row", "ends[e] < row"),
-    bug("blocks of rows counted from 0", "decode", "decode.cu", "(row - start) % ROWS == 0", "row % ROWS == 0"),
+    bug("blocks of rows counted from 0", "decode", "decode.cu", "(row - start) % ROWS != 0", "row % ROWS != 0"),
     bug(
         "the last eight columns left out",
         "decode",
