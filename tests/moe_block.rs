@@ -50,6 +50,8 @@ fn moe_block(arguments: &[&dyn AsRef<std::ffi::OsStr>]) -> Output {
     let example = tests.parent().unwrap().with_file_name("examples").join("moe_block");
     Command::new(&example)
         .args(arguments.iter().map(AsRef::as_ref))
+        // A machine with a GPU is then as one without.
+        .env("CUDA_VISIBLE_DEVICES", "")
         // Where it is not set, Mesa's Vulkan drivers complain on stderr.
         .env("XDG_RUNTIME_DIR", std::env::temp_dir())
         .output()
@@ -118,6 +120,13 @@ fn random_tokens_repeat_with_their_seed() {
     };
     assert_eq!(output("3", "seed-a"), output("3", "seed-b"));
     assert_ne!(output("3", "seed-c"), output("4", "seed-d"));
+}
+
+#[test]
+fn a_backend_that_is_not_there_is_status_2_and_its_reason() {
+    let model = fixture_dir("mixtral");
+    assert_refused(&moe_block(&[&"--backend", &"cuda", &"--model", &model]), &["cuda is unavailable: "]);
+    assert_refused(&moe_block(&[&"--backend", &"cuda"]), &["cuda is unavailable: "]);
 }
 
 #[test]

@@ -14,6 +14,7 @@ pub const TESTS: &[Test] = &[
     Test { op: "permute", name: "loads", body: loads },
     Test { op: "permute", name: "tokens", body: tokens },
     Test { op: "permute", name: "aligned_lists", body: aligned_lists },
+    Test { op: "permute", name: "many_slots", body: many_slots },
     Test { op: "permute", name: "ragged_slots", body: ragged_slots },
     Test { op: "permute", name: "repeats", body: repeats },
 ];
@@ -67,7 +68,8 @@ fn check(device: &Device, case: &Case) -> Result<(), Problem> {
 fn loads(device: &Device, log: &mut Log) -> Result<(), Failure> {
     for num_experts in [1, 2, 7, 12, 60, 64, 65, 160, 256, 257, 1025] {
         for load in Load::all(num_experts) {
-            for (num_tokens, top_k) in [(1, 1), (33, 3)] {
+            // Several warps' worth first: slow devices then have it with every E.
+            for (num_tokens, top_k) in [(33, 3), (1, 1)] {
                 let case = Case { seed: num_experts as u64, num_tokens, top_k, num_experts, load };
                 log.case(device, &case, check)?;
             }
@@ -94,6 +96,14 @@ fn aligned_lists(device: &Device, log: &mut Log) -> Result<(), Failure> {
                 log.case(device, &Case { seed: 3, num_tokens, top_k, num_experts, load: Load::Uniform }, check)?;
             }
         }
+    }
+    Ok(())
+}
+
+/// More than one block's: many experts, and slots that are no multiple of anything.
+fn many_slots(device: &Device, log: &mut Log) -> Result<(), Failure> {
+    for (num_tokens, num_experts, load) in [(8209, 7, Load::Masked), (10_007, 70, Load::Uniform)] {
+        log.case(device, &Case { seed: 4, num_tokens, top_k: 1, num_experts, load }, check)?;
     }
     Ok(())
 }

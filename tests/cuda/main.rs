@@ -1,6 +1,7 @@
 //! The CUDA backend beyond conformance: the interface for engines on an emulated device, a GPU beside that device, and that
 //! a program starts where there is no driver.
 
+mod build;
 mod complaints;
 #[path = "../cuda_vm/mod.rs"]
 mod cuda_vm;

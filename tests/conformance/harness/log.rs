@@ -54,15 +54,16 @@ fn is_slow(device: &Device) -> bool {
     (interpreted && !is_set("FUSED_MOE_ALL_CASES")) || is_set("FUSED_MOE_FEW_CASES")
 }
 
-/// Every value of every parameter of a case, with the type of its weights (or whatever types it has): on a slow device
-/// each of them is in a case that runs, so all boundaries are hit in every type, but not all combinations.
+/// Every value of every parameter of a case, with type and layout of its weights (or whatever types it has), which choose
+/// the kernel: on a slow device each of them is in a case that runs, so every kernel sees all boundaries, but not all
+/// combinations of them.
 fn values(case: &str) -> Vec<String> {
     let fields =
         || case.split(", ").map(|field| field.rsplit("{ ").next().unwrap_or(field).trim_end_matches([' ', '}']));
-    let is_type = |field: &&str| ["weight: ", "dtype: "].iter().any(|name| field.starts_with(name));
-    let dtype = fields().find(is_type).unwrap_or_default();
+    let is_kind = |field: &&str| ["weight: ", "dtype: ", "weight_layout: "].iter().any(|name| field.starts_with(name));
+    let kind = fields().filter(is_kind).collect::<Vec<_>>().join(" ");
     let counted = fields().filter(|field| !field.starts_with("seed: "));
-    counted.map(|field| format!("{dtype} {field}")).collect()
+    counted.map(|field| format!("{kind} {field}")).collect()
 }
 
 /// A case that does not hold.
