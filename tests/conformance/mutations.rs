@@ -78,13 +78,6 @@ const PERMUTE: &[Bug] = &[
         "expert_offsets[p.num_experts] = rows_before;",
     ),
     bug(
-        "no barrier behind the counting",
-        "permute",
-        "permute.cu",
-        "count_chunk(p, warp_id(), counters);\n  __syncthreads();",
-        "count_chunk(p, warp_id(), counters);",
-    ),
-    bug(
         "no __syncwarp behind clearing counters",
         "permute",
         "common/counting_sort.cuh",
