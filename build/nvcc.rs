@@ -175,9 +175,14 @@ fn is_portable(arch: &str) -> bool {
     arch.bytes().all(|b| b.is_ascii_digit())
 }
 
+/// The lowest architecture whose PTX newer GPUs run.
+fn lowest_portable(archs: &[String]) -> Option<&String> {
+    archs.iter().filter(|arch| is_portable(arch)).min_by_key(|arch| arch.parse::<u32>().ok())
+}
+
 /// The arguments of nvcc: code for each architecture, PTX of the lowest one that newer ones can run.
 fn gencode(archs: &[String]) -> Vec<String> {
-    let portable = archs.iter().filter(|arch| is_portable(arch)).min_by_key(|arch| arch.parse::<u32>().ok());
+    let portable = lowest_portable(archs);
     let code = |arch: &String| match portable {
         Some(lowest) if lowest == arch => format!("-gencode=arch=compute_{arch},code=[sm_{arch},compute_{arch}]"),
         _ => format!("-gencode=arch=compute_{arch},code=sm_{arch}"),
@@ -217,7 +222,7 @@ fn image(source: &Path, folder: PathBuf, archs: &[String]) -> Result<Image, Stri
     // nvcc leaves the architecture out of the name where there is one only.
     let named = |arch: &String| folder.join(format!("{stem}.compute_{arch}.ptx"));
     let file = |arch: &String| if archs.len() == 1 { folder.join(format!("{stem}.ptx")) } else { named(arch) };
-    let arch = archs.iter().find(|arch| is_portable(arch)).or(archs.first());
+    let arch = lowest_portable(archs).or(archs.first());
     let first = arch.map(file).filter(|file| file.is_file());
     let first = first.ok_or_else(|| format!("nvcc kept no PTX of {}", source.display()))?;
     let text = fs::read_to_string(&first).map_err(|e| format!("{}: {e}", first.display()))?;

@@ -135,7 +135,7 @@ fn nvcc() -> Option<&'static str> {
 #[test]
 fn the_architectures_may_be_chosen() {
     let Some(nvcc) = nvcc() else { return };
-    let build = Build::new(KERNEL).with("NVCC", nvcc).with("FUSED_MOE_CUDA_ARCHS", "sm_86;89");
+    let build = Build::new(KERNEL).with("NVCC", nvcc).with("FUSED_MOE_CUDA_ARCHS", "sm_89;86");
     let output = build.run();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     // Code for both, and PTX of the lower one for GPUs to come.
