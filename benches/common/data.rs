@@ -1,5 +1,5 @@
 //! Random numbers that all programs of these benches make alike: this file (also part of peers/candle) and
-//! `peers/cpu.py`, so that weights need not be passed through files.
+//! `peers/data.py`, so that weights need not be passed through files.
 //!
 //! A tensor is a window, starting at a place of its own, into one periodic sequence of numbers in (−1, 1) without
 //! zeros: filling gigabytes is then a copy. The period is prime, so rows never line up with it.
@@ -28,12 +28,27 @@ impl Source {
 
     /// Fills the tensor with number `id`: the sequence from a place that depends on `id`, scaled and rounded.
     pub fn fill<T: Copy>(&self, target: &mut [T], id: u64, scale: f32, round: fn(f32) -> T) {
-        let rounded: Vec<T> = self.0.iter().map(|&value| round(value * scale)).collect();
-        let mut start = (splitmix64(id) % PERIOD as u64) as usize;
+        self.rounded(scale, round).window(id, 0, target);
+    }
+
+    /// The sequence in a tensor's own type.
+    pub fn rounded<T: Copy>(&self, scale: f32, round: fn(f32) -> T) -> Rounded<T> {
+        Rounded(self.0.iter().map(|&value| round(value * scale)).collect())
+    }
+}
+
+/// The sequence, scaled and rounded.
+#[derive(Debug)]
+pub struct Rounded<T>(Vec<T>);
+
+impl<T: Copy> Rounded<T> {
+    /// The elements of the tensor with number `id` from `offset` on.
+    pub fn window(&self, id: u64, offset: usize, target: &mut [T]) {
+        let mut start = ((splitmix64(id) % PERIOD as u64) as usize + offset) % PERIOD;
         let mut rest = target;
         while !rest.is_empty() {
             let (now, later) = rest.split_at_mut(rest.len().min(PERIOD - start));
-            now.copy_from_slice(&rounded[start..start + now.len()]);
+            now.copy_from_slice(&self.0[start..start + now.len()]);
             (rest, start) = (later, 0);
         }
     }
@@ -54,6 +69,8 @@ pub enum Part {
     Router,
     SharedGate,
     Bias,
+    Hidden,
+    Logits,
 }
 
 impl Part {

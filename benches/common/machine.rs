@@ -6,9 +6,11 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
-/// Bytes that a bench may fill with weights: most of what is free now, so that a run beside others does not swap.
+/// Bytes that a bench may fill with weights: `FUSED_MOE_BENCH_BYTES`, or most of what is free now, so that a run beside
+/// others does not swap.
 pub fn weights_budget() -> usize {
-    available_memory() / 10 * 7
+    let given = std::env::var("FUSED_MOE_BENCH_BYTES").ok();
+    given.map_or(available_memory() / 10 * 7, |bytes| bytes.parse().expect("FUSED_MOE_BENCH_BYTES is a number"))
 }
 
 /// Free memory in bytes; where the system does not say, 8 GiB are assumed.

@@ -64,13 +64,14 @@ pub fn throughput(work: Work) -> Throughput {
 }
 
 impl Floors {
-    /// Measures both, `read` over a stack's own memory. `None` in test mode.
+    /// Measures both, `read` over a stack's own memory. `None` in test mode, and for CUDA, whose ceilings
+    /// `peers/gpu.py` measures.
     pub fn measure(device: &Device, stack: &Stack) -> Option<Self> {
         if test_mode() {
             return None;
         }
-        let read = copy_bandwidth().unwrap_or_else(|| machine::read_bandwidth(&stack.memory()));
-        Some(Self { read, dense: dense_rate(device, stack.dtype) })
+        let host = || device.backend().is_host().then(|| machine::read_bandwidth(&stack.memory()));
+        Some(Self { read: copy_bandwidth().or_else(host)?, dense: dense_rate(device, stack.dtype) })
     }
 
     /// Those of a device with memory of its own, for ops that touch no expert's weights; of the CPU, whose caches hold

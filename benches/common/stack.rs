@@ -219,7 +219,7 @@ fn announce_routing(preset: &Preset, distribution: Distribution, call: &Call) {
 }
 
 /// Positive weights that sum to 1 per token.
-fn weights_of(topk_ids: &[u32], top_k: usize, random: &mut Uniform) -> Vec<f32> {
+pub fn weights_of(topk_ids: &[u32], top_k: usize, random: &mut Uniform) -> Vec<f32> {
     let raw: Vec<f32> = topk_ids.iter().map(|_| (0.5 + random.draw()) as f32).collect();
     raw.chunks_exact(top_k).flat_map(|w| w.iter().map(|x| x / w.iter().sum::<f32>())).collect()
 }

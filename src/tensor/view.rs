@@ -238,6 +238,21 @@ impl<'a> TensorViewMut<'a> {
         TensorViewMut { data, dtype: self.dtype, shape: self.shape }
     }
 
+    /// The elements `range` of the outermost dimension, to be written.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if the range is outside the tensor.
+    pub fn slice_mut(&mut self, range: Range<usize>) -> Result<TensorViewMut<'_>> {
+        let (start, len, shape) = slice_outermost(self.dtype, self.shape, range)?;
+        let data = match &mut self.data {
+            DataMut::Host(bytes) => DataMut::Host(&mut bytes[start..start + len]),
+            DataMut::Device { buffer, byte_offset } => {
+                DataMut::Device { buffer: *buffer, byte_offset: *byte_offset + start }
+            }
+        };
+        Ok(TensorViewMut { data, dtype: self.dtype, shape })
+    }
+
     /// The same memory, to be read.
     pub fn as_view(&self) -> TensorView<'_> {
         let data = match &self.data {
@@ -322,6 +337,15 @@ fn slice_outermost(dtype: DType, shape: Shape, range: Range<usize>) -> Result<(u
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_slice_to_write_is_the_rows_of_its_range() {
+        let mut values = [0u32; 6];
+        let mut view = TensorViewMut::from_slice(&mut values, [3, 2]).unwrap();
+        view.slice_mut(1..2).unwrap().as_mut_slice::<u32>().unwrap().fill(7);
+        assert!(view.slice_mut(2..4).is_err());
+        assert_eq!(values, [0, 0, 7, 7, 0, 0]);
+    }
 
     #[test]
     fn an_empty_view_needs_no_alignment() {

@@ -69,7 +69,8 @@ fn main() -> ExitCode {
     conclusion.exit_code()
 }
 
-/// One trial for each test on a device that is there, or one that says why it is not.
+/// One trial for each test on a device that is there, or one that says why it is not, under a name that the device's
+/// filter (`-- cuda/`) finds too.
 fn device_trials(candidate: &'static Candidate, required: &[String]) -> Vec<Trial> {
     let asked = |test: &&Test| {
         let name = format!("{}::{}", test.op, test.name);
@@ -82,10 +83,12 @@ fn device_trials(candidate: &'static Candidate, required: &[String]) -> Vec<Tria
         Found::Present(device) => tests().map(|test| device_trial(candidate, device.clone(), test)).collect(),
         Found::Skipped(reason) => {
             let reason = format!("{} tests skipped: {reason}", tests().count());
-            vec![Trial::ignorable_test(name, move || Ok(Completion::ignored_with(reason)))]
+            vec![Trial::ignorable_test(format!("{name}/device"), move || Ok(Completion::ignored_with(reason)))]
         }
         Found::Missing(reason) => {
-            vec![Trial::test(name, move || Err(format!("{name} is required and not there: {reason}").into()))]
+            vec![Trial::test(format!("{name}/device"), move || {
+                Err(format!("{name} is required and not there: {reason}").into())
+            })]
         }
     }
 }

@@ -1,0 +1,154 @@
+"""What gpu.py writes and plans, without torch and without a GPU: python3 -m unittest discover -s benches/peers"""
+
+import csv
+import tempfile
+import unittest
+import xml.etree.ElementTree
+from pathlib import Path
+
+from gpu_peers import plan, report
+from gpu_peers.ours import finished
+
+SHAPE = {
+    "preset": "qwen3-30b-a3b", "num_experts": 128, "all_experts": 128, "top_k": 8, "hidden_size": 2048,
+    "intermediate_size": 768, "copies": 2,
+}  # fmt: skip
+
+
+def case(tokens, dist="uniform", preset="qwen3-30b-a3b"):
+    expert = 3 * 2048 * 768
+    hit = min(128, tokens * 8)
+    return {
+        "preset": preset, "tokens": tokens, "distribution": dist, "batches": 2, "stem": "", "hit_experts": hit,
+        "bytes": hit * expert * 2.0, "flops": 2.0 * expert * tokens * 8,
+    }  # fmt: skip
+
+
+def row(peer, unit, tokens, us, status="ok", **more):
+    found = plan.case_fields(SHAPE, case(tokens)) | (plan.rates(case(tokens), us) if us else {})
+    return (
+        found | {"peer": peer, "unit": unit, "us": us, "us_min": us, "n": 9, "mode": "graph", "status": status} | more
+    )
+
+
+ROWS = [
+    {"peer": "ceiling", "unit": "dense bf16 8192^3", "us": 1400, "tflops": 790.0, "status": "ok"},
+    {"peer": "ceiling", "unit": "dense bf16 8192^3", "us": 1390, "tflops": 800.0, "status": "ok"},
+    {"peer": "ceiling", "unit": "device copy", "us": 2800, "gbps": 3000.0, "status": "ok"},
+    row(plan.OURS, "layer", 1, 30.0),
+    row("vllm", "experts", 1, 90.0, variant="default"),
+    row("vllm", "layer", 1, 100.0),
+    row("deepgemm", "experts", 1, 15.0, status="WRONG", note="relative error"),
+    row(plan.OURS, "layer", 8192, 1000.0),
+    row("vllm", "layer", 8192, 1500.0),
+    row("deepgemm", "experts", 8192, 1250.0),
+    row("deepgemm", "gemm", 8192, 900.0),
+    row("vllm", "layer", 64, 200.0),
+    row(f"route: {plan.OURS}", "route+permute", 64, 7.5),
+    row("hf_grouped_mm", "", 8192, "", status="crash", note="exit 139"),
+]
+
+
+def record(folder, rows=ROWS):
+    with open(Path(folder) / "results.csv", "w", newline="") as file:
+        file.write("# device: NVIDIA H100 80GB HBM3\n# driver: 580.1\n# date: 2030-01-02 03:04 UTC\n# commit: abc\n")
+        writer = csv.DictWriter(file, plan.FIELDS, restval="", extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows[:3])
+        file.write("# torch: 2.11\n")
+        writer.writerows(rows[3:])
+    return report.read(Path(folder) / "results.csv")
+
+
+class Report(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+    def test_ceilings_are_the_better_of_both_and_comments_may_stand_anywhere(self):
+        found = record(self.folder)
+        self.assertEqual((found.dense, found.copy), (800.0, 3000.0))
+        self.assertEqual(found.about["torch"], "2.11")
+
+    def test_the_best_peer_is_the_fastest_correct_layer(self):
+        one, many = report.lines(record(self.folder))
+        # Not DeepGEMM's wrong row; vLLM's better unit. At 8192 not the products alone.
+        self.assertEqual((one.best["peer"], one.ratio), ("vllm", 3.0))
+        self.assertEqual((many.best["peer"], many.ratio), ("deepgemm", 1.25))
+
+    def test_shares_are_of_the_ceiling_that_binds(self):
+        found = record(self.folder)
+        one, many = report.lines(found)
+        bytes_hit = 8 * 3 * 2048 * 768 * 2
+        self.assertAlmostEqual(one.of_ceiling(found), bytes_hit / 30e-6 / 3000e9, places=3)
+        self.assertAlmostEqual(many.of_ceiling(found), many.ours["tflops"] / 800, places=6)
+
+    def test_the_table_has_a_row_a_case_and_a_column_a_peer(self):
+        found = report.table(record(self.folder))
+        self.assertEqual(len(found), 4)
+        self.assertEqual({line.count("|") for line in found}, {11})
+        self.assertIn("vllm **3.00×**", found[2])
+        self.assertIn("1500.0 (1.50×)", found[3])
+
+    def test_goals_count_the_cases_that_meet_them(self):
+        found = "\n".join(report.goals(record(self.folder)))
+        self.assertIn("| T ≥ 8192: times as fast as the best peer | 1.15 | 1.25 | 1.25 | 1 of 1 |", found)
+        self.assertIn("| T ≤ 8: times as fast as vLLM's Triton | 2 | 3.00 | 3.00 | 1 of 1 |", found)
+
+    def test_what_was_not_measured_is_listed_with_its_reason(self):
+        found = "\n".join(report.failures(record(self.folder)))
+        self.assertIn("hf_grouped_mm: crash (1 rows, qwen3-30b-a3b T=8192 first): exit 139", found)
+        self.assertIn("deepgemm: WRONG", found)
+
+    def test_the_roofline_is_svg_with_a_point_for_each_row(self):
+        record(self.folder)
+        report.write(self.folder)
+        tree = xml.etree.ElementTree.parse(self.folder / "roofline.svg")
+        titles = [node.text for node in tree.iter("{http://www.w3.org/2000/svg}title")]
+        self.assertEqual(len(titles), 4)
+        self.assertTrue((self.folder / "table.md").read_text().startswith("# Layers on one GPU"))
+
+    def test_an_empty_run_is_no_crash(self):
+        record(self.folder, ROWS[:3])
+        report.write(self.folder)
+        self.assertIn("nothing was measured", (self.folder / "roofline.svg").read_text())
+
+    def test_a_record_is_kept_by_device_and_date_and_makes_the_readme(self):
+        records = self.folder / "record"
+        self.assertIn("Not measured yet", report.readme_section(records)[0])
+        record(self.folder)
+        report.write(self.folder)
+        target = report.keep(self.folder, records)
+        self.assertEqual(target, records / "nvidia-h100-80gb-hbm3" / "2030-01-02")
+        section = "\n".join(report.readme_section(records))
+        self.assertIn("800 TFLOP/s dense bf16, 3000 GB/s", section)
+        self.assertIn("record/nvidia-h100-80gb-hbm3/2030-01-02/table.md", section)
+
+    def test_a_run_without_a_gpu_is_no_record(self):
+        text = "# device: none: x86_64\n" + ",".join(plan.FIELDS) + "\n"
+        (self.folder / "results.csv").write_text(text)
+        self.assertRaises(SystemExit, report.keep, self.folder, self.folder / "record")
+
+
+class Plan(unittest.TestCase):
+    def test_rows_come_most_important_first_and_peers_of_a_preset_together(self):
+        cases = [case(t, d) for t in (1, 2, 32, 8192) for d in ("uniform", "zipf")]
+        rows = plan.plan_rows(cases, list(plan.IMPLS))
+        self.assertFalse([r for r in rows if r["impl"] == "hf_batched_mm" and r["T"] > 16])
+        self.assertFalse([r for r in rows if r["impl"] == "routing" and r["dist"] == "zipf"])
+        order = list(plan.chunks(rows))
+        self.assertEqual(sum(len(part) for *_, part in order), len(rows))
+        self.assertEqual([level for level, *_ in order], sorted(level for level, *_ in order))
+        self.assertEqual(order[0][1], "ours")
+
+    def test_an_answer_of_ours_is_a_row(self):
+        answer = {"laps": [30e-6, 20e-6, 40e-6], "mode": "graph", "rel_error": 1e-3, "calls": 48}
+        found = finished(SHAPE, case(1), "layer", answer)
+        self.assertEqual((found["us"], found["us_min"], found["peer"]), (30.0, 20.0, plan.OURS))
+        self.assertAlmostEqual(found["gbps"], 8 * 3 * 2048 * 768 * 2 / 30e-6 / 1e9, places=0)
+        self.assertNotIn("gbps", finished(SHAPE, case(1), "route", answer))
+
+
+if __name__ == "__main__":
+    unittest.main()
