@@ -23,6 +23,8 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use common::laps;
 use fused_moe::Device;
+#[cfg(feature = "cuda")]
+use fused_moe::backend::cuda::Cuda;
 use inputs::{Inputs, Manifest, Shape};
 use serde_json::{Value, json};
 
@@ -41,6 +43,17 @@ enum Command {
     Inputs(Inputs),
     /// Times one preset of that folder.
     Time(Time),
+    /// Prints the tiles that a table for this device may name.
+    #[cfg(feature = "cuda")]
+    Tiles(Tiles),
+}
+
+#[cfg(feature = "cuda")]
+#[derive(Debug, Parser)]
+struct Tiles {
+    /// As for `time`, but `cpu`.
+    #[arg(long, default_value = "cuda")]
+    device: String,
 }
 
 #[derive(Debug, Parser)]
@@ -51,7 +64,7 @@ struct Time {
     /// One of its presets.
     #[arg(long)]
     preset: String,
-    /// `cuda`; without a GPU `ptx-vm`, which executes the same kernels on the CPU, or `cpu`.
+    /// `cuda`; without a GPU `ptx-vm` or `ptx-vm-sm90`, which execute the same kernels on the CPU, or `cpu`.
     #[arg(long, default_value = "cuda")]
     device: String,
     /// Most tokens for which the calls of a lap are one CUDA graph.
@@ -63,12 +76,14 @@ fn main() -> Result<(), String> {
     // Beside criterion's benches under a plain `cargo bench`, with arguments that are theirs: nothing to do but in
     // test mode a tiny round.
     let mut arguments = std::env::args().skip(1);
-    if !arguments.any(|argument| ["inputs", "time"].contains(&argument.as_str())) {
+    if !arguments.any(|argument| ["inputs", "time", "tiles"].contains(&argument.as_str())) {
         return if common::test_mode() { test() } else { Ok(()) };
     }
     match Options::parse().command {
         Command::Inputs(inputs) => inputs.write(),
         Command::Time(time) => serve(&time),
+        #[cfg(feature = "cuda")]
+        Command::Tiles(tiles) => print_tiles(&tiles.device),
     }
 }
 
@@ -78,7 +93,7 @@ fn test() -> Result<(), String> {
     let folder = dir.path().display().to_string();
     let arguments = ["inputs", "--tiny", "--dir", &folder, "--tokens=1,5", "--presets=qwen3-30b-a3b,deepseek-v3"];
     Inputs::parse_from(arguments).write()?;
-    let devices: &[&str] = if cfg!(feature = "cuda") { &["cpu", "ptx-vm"] } else { &["cpu"] };
+    let devices: &[&str] = if cfg!(feature = "cuda") { &["cpu", "ptx-vm", "ptx-vm-sm90"] } else { &["cpu"] };
     for device in devices {
         let time = Time::parse_from(["time", "--dir", &folder, "--preset=deepseek-v3", "--device", device]);
         let mut session = Session::new(&time)?;
@@ -181,14 +196,32 @@ impl Clock {
     }
 }
 
+#[cfg(feature = "cuda")]
+fn print_tiles(device: &str) -> Result<(), String> {
+    let cuda = cuda(device)?;
+    let (capability, tiles) = (cuda.compute_capability(), cuda.tiles());
+    println!("{}", json!({ "device": Device::new(cuda).to_string(), "capability": capability, "tiles": tiles }));
+    Ok(())
+}
+
+#[cfg(feature = "cuda")]
+fn cuda(name: &str) -> Result<Cuda, String> {
+    let cuda = match name {
+        "ptx-vm" => Cuda::new(cuda_vm::Vm::sm80()),
+        "ptx-vm-sm90" => Cuda::new(cuda_vm::Vm::sm90()),
+        _ => Cuda::open(0),
+    };
+    cuda.map_err(|error| error.to_string())
+}
+
 fn open(name: &str) -> Result<(Device, Clock), String> {
     match name {
         "cpu" => Ok((Device::cpu(), Clock::Host)),
         #[cfg(feature = "cuda")]
-        "ptx-vm" => Ok((cuda_vm::device().map_err(|error| error.to_string())?, Clock::Host)),
+        "ptx-vm" | "ptx-vm-sm90" => Ok((Device::new(cuda(name)?), Clock::Host)),
         #[cfg(feature = "cuda")]
         "cuda" => {
-            let cuda = fused_moe::backend::cuda::Cuda::open(0).map_err(|error| error.to_string())?;
+            let cuda = cuda(name)?;
             let stream = cuda_clock::Stream::new(cuda.stream())?;
             Ok((Device::new(cuda), Clock::Cuda(stream)))
         }

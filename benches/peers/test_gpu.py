@@ -1,11 +1,13 @@
 """What gpu.py writes and plans, without torch and without a GPU: python3 -m unittest discover -s benches/peers"""
 
 import csv
+import json
 import tempfile
 import unittest
 import xml.etree.ElementTree
 from pathlib import Path
 
+import tune
 from gpu_peers import plan, report
 from gpu_peers.ours import finished
 
@@ -148,6 +150,31 @@ class Plan(unittest.TestCase):
         self.assertEqual((found["us"], found["us_min"], found["peer"]), (30.0, 20.0, plan.OURS))
         self.assertAlmostEqual(found["gbps"], 8 * 3 * 2048 * 768 * 2 / 30e-6 / 1e9, places=0)
         self.assertNotIn("gbps", finished(SHAPE, case(1), "route", answer))
+
+
+class Tune(unittest.TestCase):
+    MEASURED = [
+        ((1536, 2048), 4, {None: 100.0, (64, 256): 99.0, (128, 256): 150.0}),
+        ((1536, 2048), 64, {None: 100.0, (64, 256): 90.0, (128, 256): 120.0}),
+        ((1536, 2048), 256, {None: 100.0, (64, 256): 92.0}),
+        ((1536, 2048), 1024, {None: 100.0, (64, 256): 130.0, (128, 256): 80.0}),
+    ]
+
+    def test_neighbours_with_one_tile_are_one_range_and_what_is_hardly_faster_is_left_to_the_rules(self):
+        few, many = tune.entries([9, 0], self.MEASURED)
+        self.assertEqual((few["rows_per_expert"], few["tile"]), ([17, 512], [64, 256]))
+        self.assertEqual((many["rows_per_expert"], many["tile"]), ([513, 2**32 - 1], [128, 256]))
+        self.assertTrue(few["n"][0] < 1536 < few["n"][1] and few["k"][0] < 2048 < few["k"][1])
+
+    def test_a_class_leaves_out_what_was_measured_itself(self):
+        near = [((1600, 2048), rows, times) for _, rows, times in self.MEASURED[:1]]
+        found = tune.entries([9, 0], self.MEASURED + near)
+        self.assertEqual({tuple(entry["n"]) for entry in found}, {(1536, 1536)})
+
+    def test_what_is_written_is_json_again(self):
+        for measured in (self.MEASURED, []):
+            table = {"measured": "a card", "tiles": tune.entries([9, 0], measured)}
+            self.assertEqual(json.loads(tune.written(table)), table)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,7 @@ pub(super) fn shape(args: &GroupedGemmArgs<'_>, params: &GroupedGemmParams, queu
     GemmShape {
         wgmma: has_wgmma(&**queue.driver),
         num_sms: queue.driver.num_sms(),
+        capability: queue.driver.compute_capability(),
         rows: params.num_rows,
         n: params.n,
         k: params.k,

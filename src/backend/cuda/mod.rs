@@ -29,6 +29,7 @@ mod route_permute;
 mod route_sinkhorn;
 mod router_logits;
 mod tile;
+mod tuned;
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -74,6 +75,7 @@ impl Cuda {
             return Err(unavailable(reason));
         }
         check_capability(&*driver)?;
+        tuned::check()?;
         let stream = driver.stream();
         Ok(Self { driver, stream, scratch: Arc::new(Mutex::new(Scratch::Owned(None))), arena: None })
     }
@@ -81,6 +83,16 @@ impl Cuda {
     /// The stream that the work of this device goes to.
     pub fn stream(&self) -> StreamHandle {
         self.stream
+    }
+
+    /// Major and minor.
+    pub fn compute_capability(&self) -> (u32, u32) {
+        self.driver.compute_capability()
+    }
+
+    /// Rows and columns of the tiles that `FUSED_MOE_CUDA_TILES` may name for this device: what there is to tune.
+    pub fn tiles(&self) -> Vec<(u32, u32)> {
+        tile::tiles(self.compute_capability())
     }
 
     fn queue(&self) -> Queue<'_> {

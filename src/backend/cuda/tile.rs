@@ -3,6 +3,7 @@
 use super::driver::{Driver, Kernel};
 use super::images::IMAGES;
 use super::params::GroupedGemmParams;
+use super::tuned::{self, Product, Table};
 use crate::tensor::DType;
 
 /// What decides.
@@ -11,6 +12,8 @@ pub(super) struct GemmShape {
     /// The device multiplies by warpgroups, and the build has kernels that do.
     pub(super) wgmma: bool,
     pub(super) num_sms: u32,
+    /// Major and minor.
+    pub(super) capability: (u32, u32),
     /// Rows of the output.
     pub(super) rows: u32,
     /// Columns of the product, and what they are sums over.
@@ -85,12 +88,18 @@ const DECODE_ROWS_ALWAYS: u32 = 8;
 /// Of the same types and layout, all tiled paths with tensor cores sum a row's products in the same order; that of few
 /// rows does not, and is not taken where results may not depend on their number.
 pub(super) fn choose(shape: &GemmShape) -> GemmPath {
+    choose_by(tuned::table(), shape)
+}
+
+fn choose_by(table: &Table, shape: &GemmShape) -> GemmPath {
     let few = shape.rows <= DECODE_ROWS_ALWAYS
         || shape.rows <= DECODE_ROWS && shape.rows <= DECODE_ROWS_PER_EXPERT * shape.num_experts;
     if few && shape.eights && !shape.batch_invariant {
         return decode(shape);
     }
-    GemmPath::Tiled(wgmma(shape).or_else(|| tensor_cores(shape)).unwrap_or(SIMT))
+    let GemmShape { capability, n, k, .. } = *shape;
+    let tuned = table.tile(&Product { capability, rows_per_expert: rows_per_expert(shape), n, k });
+    GemmPath::Tiled(wgmma(shape, tuned).or_else(|| tensor_cores(shape, tuned)).unwrap_or(SIMT))
 }
 
 fn decode(shape: &GemmShape) -> GemmPath {
@@ -105,7 +114,10 @@ fn decode(shape: &GemmShape) -> GemmPath {
     GemmPath::Decode(Kernel { file: "decode", name })
 }
 
-/// The kernels of a kind: tiles of 16, 64 and 128 rows.
+/// Rows of the tiles of grouped_gemm_sm80.cu.
+const SM80_ROWS: [u32; 3] = [16, 64, 128];
+
+/// The kernels of a kind, as SM80_ROWS.
 macro_rules! sm80 {
     ($kind:literal) => {
         [
@@ -117,7 +129,7 @@ macro_rules! sm80 {
 }
 
 /// `None` for types that no tensor core multiplies in one instruction.
-fn tensor_cores(shape: &GemmShape) -> Option<Tiled> {
+fn tensor_cores(shape: &GemmShape, tuned: Option<(u32, u32)>) -> Option<Tiled> {
     let f32_rows = shape.input == DType::F32;
     if shape.weight == DType::F32 || !(f32_rows || shape.input == shape.weight) {
         return None;
@@ -132,10 +144,17 @@ fn tensor_cores(shape: &GemmShape) -> Option<Tiled> {
         (_, true, false) => sm80!("f16_f32"),
         (_, true, true) => sm80!("f16_f32_kn"),
     };
-    let (name, rows, threads, blocks_per_sm) = match rows_per_expert(shape) {
-        0..=16 => (names[0], 16, 128, 4),
-        17..=96 => (names[1], 64, 128, if f32_rows { 2 } else { 3 }),
-        _ => (names[2], 128, 256, if f32_rows { 1 } else { 2 }),
+    let choice = SM80_ROWS.iter().position(|&rows| tuned == Some((rows, COLUMNS)));
+    let choice = choice.unwrap_or_else(|| match rows_per_expert(shape) {
+        0..=16 => 0,
+        17..=96 => 1,
+        _ => 2,
+    });
+    let (rows, name) = (SM80_ROWS[choice], names[choice]);
+    let (threads, blocks_per_sm) = match choice {
+        0 => (128, 4),
+        1 => (128, if f32_rows { 2 } else { 3 }),
+        _ => (256, if f32_rows { 1 } else { 2 }),
     };
     let row_size = if f32_rows { 4 } else { 2 };
     let shared_bytes = STAGES * DEPTH * (rows * row_size + COLUMNS * 2);
@@ -162,7 +181,7 @@ pub(super) fn has_wgmma(driver: &dyn Driver) -> bool {
 const WGMMA_FEW_ROWS: u32 = 80;
 
 /// The path of sm_90a: `None` for other devices, and for types and layouts that its kernels do not take.
-fn wgmma(shape: &GemmShape) -> Option<Tiled> {
+fn wgmma(shape: &GemmShape, tuned: Option<(u32, u32)>) -> Option<Tiled> {
     let types = shape.weight != DType::F32 && shape.input == shape.weight;
     let takes = types && !shape.kn && shape.eights && shape.output_eights;
     if !shape.wgmma || !takes || shape.n == 0 || shape.k == 0 || shape.num_experts == 0 {
@@ -170,11 +189,12 @@ fn wgmma(shape: &GemmShape) -> Option<Tiled> {
     }
     // The large tile reads least from the L2 for what it computes, but leaves SMs idle where it makes few tiles.
     let large = (shape.rows / 128).max(1) * shape.n.div_ceil(256);
-    let choice = match rows_per_expert(shape) {
+    let choice = WGMMA.iter().position(|&(rows, columns, ..)| tuned == Some((rows, columns)));
+    let choice = choice.unwrap_or_else(|| match rows_per_expert(shape) {
         0..=WGMMA_FEW_ROWS => 2,
         _ if large < shape.num_sms => 1,
         _ => 0,
-    };
+    });
     let (rows, columns, stages, cluster, box_rows, names) = WGMMA[choice];
     Some(Tiled {
         kernel: Kernel { file: "grouped_gemm_sm90", name: names[usize::from(shape.weight == DType::F16)] },
@@ -187,6 +207,15 @@ fn wgmma(shape: &GemmShape) -> Option<Tiled> {
         cluster,
         box_rows: Some(box_rows),
     })
+}
+
+/// Rows and columns of every tile that a table may name for a device.
+pub(super) fn tiles(capability: (u32, u32)) -> Vec<(u32, u32)> {
+    let hopper = WGMMA.iter().filter(|_| capability == (9, 0)).map(|&(rows, columns, ..)| (rows, columns));
+    let mut tiles: Vec<_> = SM80_ROWS.iter().map(|&rows| (rows, COLUMNS)).chain(hopper).collect();
+    tiles.sort_unstable();
+    tiles.dedup();
+    tiles
 }
 
 /// Rows of an expert, were they spread evenly over as many experts as they can be.
@@ -214,6 +243,7 @@ mod tests {
     const SHAPE: GemmShape = GemmShape {
         wgmma: false,
         num_sms: 132,
+        capability: (9, 0),
         rows: 200,
         n: 1536,
         k: 2048,
@@ -227,7 +257,7 @@ mod tests {
     };
 
     fn name(shape: GemmShape) -> &'static str {
-        match choose(&shape) {
+        match choose_by(&Table::default(), &shape) {
             GemmPath::Decode(kernel) => kernel.name,
             GemmPath::Tiled(path) => path.kernel.name,
         }
@@ -236,9 +266,9 @@ mod tests {
     #[test]
     fn tiles_grow_with_the_rows_of_an_expert() {
         for (rows, tile) in [(129, 16), (1280, 16), (1281, 64), (7680, 64), (7681, 128), (1 << 31, 128)] {
-            let path = tensor_cores(&GemmShape { rows, ..SHAPE }).unwrap();
+            let path = tensor_cores(&GemmShape { rows, ..SHAPE }, None).unwrap();
             assert_eq!(path.rows, tile, "{rows}");
-            assert_eq!(choose(&GemmShape { rows, ..SHAPE }), GemmPath::Tiled(path));
+            assert_eq!(choose_by(&Table::default(), &GemmShape { rows, ..SHAPE }), GemmPath::Tiled(path));
         }
     }
 
@@ -293,7 +323,7 @@ mod tests {
             assert!(name(other).starts_with("grouped_gemm_sm80_"), "{other:?}");
         }
         for (rows, columns, stages, _, box_rows, _) in WGMMA {
-            let path = wgmma(&GemmShape { rows: 128, num_experts: 1, ..shape }).unwrap();
+            let path = wgmma(&GemmShape { rows: 128, num_experts: 1, ..shape }, None).unwrap();
             assert_eq!(path.threads, 384);
             // With a word for each of 4096 experts.
             assert!(stages * ((rows + columns) * 128 + 16) + 4 * 4097 <= 227 << 10);
@@ -306,7 +336,7 @@ mod tests {
     fn shared_memory_is_what_devices_have() {
         for rows in [80, 1600, 99999] {
             for input in [DType::BF16, DType::F32] {
-                let path = tensor_cores(&GemmShape { rows, input, ..SHAPE }).unwrap();
+                let path = tensor_cores(&GemmShape { rows, input, ..SHAPE }, None).unwrap();
                 // sm_86 and sm_89 have the least: 99 KiB.
                 assert!(path.shared_bytes + 4 * 513 <= 99 << 10, "{path:?}");
             }
@@ -327,5 +357,47 @@ mod tests {
         assert_eq!(blocks(1, 8, 4096), 64);
         assert_eq!(blocks(65, 1, 64), 2);
         assert_eq!(blocks(1 << 31, 4096, 1 << 24), 400);
+    }
+
+    #[test]
+    fn a_table_decides_where_a_kernel_has_its_tile_and_rules_everywhere_else() {
+        let table = |tile: &str| Table::parse(&format!(r#"{{"tiles": [{{"tile": {tile}}}]}}"#)).unwrap();
+        let path = |shape: &GemmShape, table: &Table| match choose_by(table, shape) {
+            GemmPath::Tiled(path) => path,
+            GemmPath::Decode(_) => panic!("{shape:?} is decoded"),
+        };
+        let shape = GemmShape { rows: 65536, ..SHAPE };
+        for wgmma in [false, true] {
+            for input in [DType::BF16, DType::F32, DType::F16] {
+                let shape = GemmShape { wgmma, input, ..shape };
+                let by_rule = path(&shape, &Table::default());
+                for tile in tiles((9, 0)) {
+                    let chosen = path(&shape, &table(&format!("[{}, {}]", tile.0, tile.1)));
+                    // Its own kernels' tile, or the rule's.
+                    assert!((chosen.rows, chosen.columns) == tile || chosen == by_rule, "{shape:?} {tile:?}");
+                }
+                assert_eq!(path(&shape, &table("[7, 9]")), by_rule);
+            }
+        }
+        assert_eq!(path(&GemmShape { wgmma: true, ..shape }, &table("[64, 256]")).rows, 64);
+        assert_eq!(path(&shape, &table("[16, 128]")).kernel.name, "grouped_gemm_sm80_bf16_16");
+        // Few rows are decoded whatever the table says.
+        assert!(matches!(choose_by(&table("[64, 256]"), &GemmShape { rows: 4, ..shape }), GemmPath::Decode(_)));
+    }
+
+    #[test]
+    fn rules_answer_every_shape() {
+        for rows in (0..32).map(|power| 1 << power) {
+            for num_experts in [1, 8, 60, 256, 4096] {
+                for n in [0, 8, 1408, 28672] {
+                    for wgmma in [false, true] {
+                        let shape = GemmShape { rows, num_experts, n, wgmma, ..SHAPE };
+                        if let GemmPath::Tiled(path) = choose_by(&Table::default(), &shape) {
+                            assert!(path.rows > 0 && path.columns > 0 && path.threads > 0, "{shape:?}");
+                        }
+                    }
+                }
+            }
+        }
     }
 }
