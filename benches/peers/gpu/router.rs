@@ -1,6 +1,7 @@
-//! Routing and the permutation: from logits to the plan that the grouped GEMMs take, by the model's own rule.
+//! Routing and the permutation in one call, as the layer makes it: from logits to the plan that the grouped GEMMs take, by
+//! the model's own rule.
 
-use fused_moe::ops::{PermuteArgs, RouteArgs, RouteInputs, permute, route};
+use fused_moe::ops::{RouteArgs, RouteInputs, RoutePermuteArgs, route_permute};
 use fused_moe::plan::PermutePlanMut;
 use fused_moe::routing::RouterConfig;
 use fused_moe::{DType, Device, Tensor, reference};
@@ -50,7 +51,7 @@ impl Ready {
     pub fn run(&mut self, i: usize) {
         let own = "memory of its own";
         let logits = &self.batches[i];
-        let args = RouteArgs {
+        let route = RouteArgs {
             config: &self.config,
             router_logits: logits.view(),
             selection_bias: None,
@@ -60,13 +61,12 @@ impl Ready {
             ragged: None,
             figures: None,
         };
-        route(logits.device(), args).expect("shapes fit");
         let plan = PermutePlanMut {
             expert_offsets: self.expert_offsets.view_mut().expect(own),
             permuted_idx: self.permuted_idx.view_mut().expect(own),
             inv_permuted_idx: self.inv_permuted_idx.view_mut().expect(own),
         };
-        permute(logits.device(), PermuteArgs { topk_ids: self.topk_ids.view(), plan }).expect("shapes fit");
+        route_permute(logits.device(), RoutePermuteArgs { route, plan }).expect("shapes fit");
     }
 
     /// The first batch: ids of the first and the last token, and the whole plan of the ids that came out.
