@@ -141,9 +141,13 @@ impl Session {
         Ok(Self { device, clock, dir: dir.clone(), manifest, shape, graph_tokens: *graph_tokens, layers: None })
     }
 
-    /// `layer DISTRIBUTION` or `route DISTRIBUTION`.
+    /// `layer DISTRIBUTION` or `route DISTRIBUTION`, and behind it the table of tiles that is in force from here on.
     fn answer(&mut self, num_tokens: usize, seconds: f64, implementation: &str) -> Result<Value, String> {
-        let (unit, distribution) = implementation.split_once(' ').unwrap_or((implementation, "uniform"));
+        let mut words = implementation.splitn(3, ' ');
+        let (unit, distribution) = (words.next().unwrap_or_default(), words.next().unwrap_or("uniform"));
+        if let Some(table) = words.next() {
+            use_tiles(table)?;
+        }
         let case = self.manifest.case(&self.shape.preset, num_tokens, distribution)?;
         let (calls, graph) = (case.batches, num_tokens <= self.graph_tokens);
         let (error, (laps, mode)) = match unit {
@@ -194,6 +198,16 @@ impl Clock {
             }
         }
     }
+}
+
+#[cfg(feature = "cuda")]
+fn use_tiles(table: &str) -> Result<(), String> {
+    fused_moe::backend::cuda::use_tiles(table).map_err(|error| error.to_string())
+}
+
+#[cfg(not(feature = "cuda"))]
+fn use_tiles(_: &str) -> Result<(), String> {
+    Err("this build has no kernels that have tiles".into())
 }
 
 #[cfg(feature = "cuda")]

@@ -3,57 +3,128 @@
 
     tune.py --ours BIN --out tiles.json
 
-BIN is the bench program `ours-gpu`. A whole layer is timed, checked against the oracle first, with one tile forced
-upon one of its two products at a time, and beside it the layer as the rules choose; what is not faster by more than
-MARGIN is left to the rules. A class is a range of rows per expert, of N and of K.
+BIN is the bench program `ours-gpu`, which also says which tiles there are. A whole layer is timed, checked against the
+oracle first, with one tile forced upon one of its two products at a time, and beside it the layer as the rules choose;
+what is not faster by more than MARGIN is left to the rules. A class is a range of rows per expert, of N and of K. The
+table is written behind each preset, so that a run which ends early has the first ones.
 """
 
 import argparse
+import itertools
 import json
 import math
-import os
+import queue
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from gpu_peers.plan import PRESETS, median  # noqa: E402
+from gpu_peers.pool import kill_group  # noqa: E402
+from gpu_peers.workers import pump  # noqa: E402
 
 # A tile has to be so much faster than the rules' to be written down: less is noise.
 MARGIN = 0.03
 # N and K of a class reach from a shape to its neighbours: half a power of two on either side.
 REACH = math.sqrt(2)
 TOKENS = [16, 64, 256, 1024, 4096, 8192, 32768]
+# Seconds that a program may take to start, with its weights, and to answer.
+PATIENCE = 90
 
 
-def main():
+def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ours", required=True, help="the program ours-gpu")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cuda", choices=["cuda", "ptx-vm", "ptx-vm-sm90"], help="ptx-vm: to try it")
     parser.add_argument("--presets", default=",".join(PRESETS))
-    options = parser.parse_args()
-    tiny = options.device != "cuda"
-    presets = ["mixtral-8x7b"] if tiny else options.presets.split(",")
-    tokens = [40] if tiny else TOKENS
+    parser.add_argument("--tokens", default=",".join(map(str, TOKENS)))
+    parser.add_argument("--tiny", action="store_true", help="tiny forms of the presets")
+    parser.add_argument("--budget-seconds", type=float, default=480)
+    return parser.parse_args()
+
+
+def main():
+    options = arguments()
+    end = time.monotonic() + options.budget_seconds
+    presets, tokens = options.presets.split(","), [int(t) for t in options.tokens.split(",")]
     with tempfile.TemporaryDirectory() as folder:
-        inputs = [options.ours, "--bench", "inputs", "--dir", folder, "--presets", ",".join(presets)]
-        inputs += ["--tokens", ",".join(map(str, tokens))] + (["--tiny"] if tiny else [])
+        inputs = [options.ours, "--bench", "inputs", "--dir", folder, "--presets", options.presets]
+        inputs += ["--tokens", options.tokens] + (["--tiny"] if options.tiny else [])
         subprocess.run(inputs, check=True)
         device = json.loads(output(options.ours, "--bench", "tiles", "--device", options.device))
         manifest = json.loads(Path(folder, "manifest.json").read_text())
-        measured = [
-            m for shape in manifest["presets"] for m in measure(options, folder, shape, device["tiles"], tokens)
-        ]
-    table = {"measured": device["device"], "tiles": entries(device["capability"], measured)}
-    options.out.write_text(written(table))
+        measured = []
+        for preset in presets:
+            if time.monotonic() > end:
+                print(f"the time is up before {preset}")
+                break
+            shape = next(shape for shape in manifest["presets"] if shape["preset"] == preset)
+            with Program(options, folder, preset) as program:
+                measured += measure(program, shape, device["tiles"], tokens, lambda: end - time.monotonic())
+            table = {"measured": device["device"], "tiles": entries(device["capability"], measured)}
+            options.out.write_text(written(table))
+    if not measured:
+        raise SystemExit("nothing was measured")
     print(f"{len(table['tiles'])} classes where another tile is faster: {options.out}")
 
 
 def output(*command):
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+class Program:
+    """`ours-gpu time` for one preset; starts again behind a tile that ends it."""
+
+    def __init__(self, options, folder, preset):
+        self.command = [options.ours, "--bench", "time", "--dir", folder]
+        self.command += ["--preset", preset, "--device", options.device]
+        self.preset, self.seconds, self.proc = preset, 0.1 if options.device == "cuda" else 0, None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.kill()
+
+    def kill(self):
+        if self.proc:
+            kill_group(self.proc)
+            self.proc.wait()
+            self.proc.stdin.close()
+        self.proc = None
+
+    def start(self):
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.proc = subprocess.Popen(self.command, text=True, bufsize=1, process_group=0, **pipes)
+        self.events = queue.Queue()
+        pump(self.proc.stdout, self.events)
+        return "impl" in self.event()
+
+    def event(self):
+        try:
+            return self.events.get(timeout=PATIENCE)
+        except queue.Empty:
+            return {"ev": "timeout"}
+
+    def ask(self, tokens, table):
+        """Microseconds of the layer under a table; None where it is wrong, or ends the program."""
+        if not self.proc and not self.start():
+            raise SystemExit(f"{self.preset}: the program does not start")
+        try:
+            self.proc.stdin.write(f"{tokens} {self.seconds} layer uniform {json.dumps({'tiles': table})}\n")
+            self.proc.stdin.flush()
+            answer = self.event()
+        except OSError:
+            answer = {}
+        if "laps" in answer:
+            return median(answer["laps"]) * 1e6
+        print(f"{self.preset} T={tokens} {table}: failed", flush=True)
+        self.kill()
+        return None
 
 
 def products(shape):
@@ -62,35 +133,28 @@ def products(shape):
     return [(2 * i, h), (h, i)]
 
 
-def measure(options, folder, shape, tiles, tokens):
-    """[(product, rows per expert, {tile or None: µs})], None being the rules' choice."""
-    seconds = 0.1 if options.device == "cuda" else 0
-    rules = timed(options, folder, shape["preset"], [], tokens, seconds)
+def measure(program, shape, tiles, tokens, left):
+    """[(product, rows per expert, {tile or None: µs})], None being the rules' choice, until the time is up."""
     found = []
-    for n, k in products(shape):
-        times = {}
-        for tile in tiles:
-            forced = [{"n": [n, n], "k": [k, k], "tile": tile}]
-            times[tuple(tile)] = timed(options, folder, shape["preset"], forced, tokens, seconds)
-        for t in tokens:
-            rows = -(-t * shape["top_k"] // min(shape["num_experts"], t * shape["top_k"]))
-            found.append(((n, k), rows, {None: rules[t]} | {tile: us[t] for tile, us in times.items() if t in us}))
+    for t in tokens:
+        before = program.ask(t, [])
+        if before is None:
+            raise SystemExit(f"{program.preset}: T={t} fails under the rules alone")
+        times = {product: {} for product in products(shape)}
+        for (n, k), tile in itertools.product(times, tiles):
+            us = program.ask(t, [{"n": [n, n], "k": [k, k], "tile": tile}]) if left() > 0 else None
+            if us is not None:
+                times[n, k][tuple(tile)] = us
+        # Before and behind: what the card's clock did in between is not a tile's merit.
+        rules = min(before, program.ask(t, []) or before)
+        rows = -(-t * shape["top_k"] // min(shape["num_experts"], t * shape["top_k"]))
+        found += [(product, rows, {None: rules} | us) for product, us in times.items()]
+        best = {product: min(us, key=us.get) for product, us in times.items() if us}
+        print(f"{program.preset} T={t}: rules {rules:.1f} µs, " + ", ".join(
+            f"{n} x {k}: {tile} {times[n, k][tile]:.1f} µs" for (n, k), tile in best.items()), flush=True)  # fmt: skip
+        if left() <= 0:
+            break
     return found
-
-
-def timed(options, folder, preset, entries, tokens, seconds):
-    """Microseconds of the layer for each number of tokens under a table."""
-    table = Path(folder, "tiles.json")
-    table.write_text(json.dumps({"tiles": entries}))
-    command = [options.ours, "--bench", "time", "--dir", folder, "--preset", preset, "--device", options.device]
-    asked = "".join(f"{t} {seconds} layer uniform\n" for t in tokens)
-    environment = os.environ | {"FUSED_MOE_CUDA_TILES": str(table)}
-    run = subprocess.run(command, input=asked, stdout=subprocess.PIPE, text=True, env=environment)
-    answers = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")][1:]
-    print(f"{preset} {entries}: {len(answers)} of {len(tokens)} timed", flush=True)
-    if run.returncode and not entries:
-        raise SystemExit(f"exit status {run.returncode} under the rules alone")
-    return {t: median(answer["laps"]) * 1e6 for t, answer in zip(tokens, answers)}
 
 
 def winners(measured):

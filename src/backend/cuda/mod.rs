@@ -49,6 +49,15 @@ use crate::tensor::{DType, DeviceBuffer, Shape, Storage, TensorView, TensorViewM
 
 const NAME: &str = "cuda";
 
+/// Puts a table of tiles in force for all devices of this process, as `FUSED_MOE_CUDA_TILES` does when it starts: for
+/// programs that measure one after another. The text of each stays in memory.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] if the text is no table.
+pub fn use_tiles(table: &str) -> Result<()> {
+    tuned::replace(table)
+}
+
 /// A CUDA device and the stream that its work goes to. Clones are handles on the same device.
 #[derive(Clone)]
 pub struct Cuda {

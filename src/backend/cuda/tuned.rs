@@ -4,7 +4,7 @@
 //! ranges of shapes, never for a device by name; where none fits, or its tile is none of the kernels that take a product,
 //! the rules decide.
 
-use std::sync::LazyLock;
+use std::sync::{LazyLock, PoisonError, RwLock};
 
 use serde::Deserialize;
 
@@ -81,10 +81,24 @@ static TABLE: LazyLock<std::result::Result<Table, String>> =
         Err(_) => Table::parse(include_str!("tiles.json")),
     });
 
+/// What [`replace`] put in the place of [`TABLE`].
+static REPLACED: RwLock<Option<&'static Table>> = RwLock::new(None);
+
 /// The table in force; one without entries where [`check`] fails, and so no device is opened.
 pub(super) fn table() -> &'static Table {
     static NONE: Table = Table { tiles: Vec::new(), _measured: None };
-    TABLE.as_ref().unwrap_or(&NONE)
+    let replaced = *REPLACED.read().unwrap_or_else(PoisonError::into_inner);
+    replaced.or(TABLE.as_ref().ok()).unwrap_or(&NONE)
+}
+
+/// Puts another table in force, which stays in memory: tuning programs have dozens, and an engine has none.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] if the text is no table.
+pub(super) fn replace(text: &str) -> Result<()> {
+    let table = Table::parse(text).map_err(|problem| Error::invalid("tiles", "a table of tiles", problem))?;
+    *REPLACED.write().unwrap_or_else(PoisonError::into_inner) = Some(Box::leak(Box::new(table)));
+    Ok(())
 }
 
 /// Reads the table.
@@ -128,8 +142,19 @@ mod tests {
     }
 
     #[test]
+    fn a_table_is_replaced_by_another_and_by_nothing_else() {
+        let product = Product { capability: (0, 7), ..PRODUCT };
+        replace(r#"{"tiles": [{"capability": [0, 7], "tile": [1, 2]}]}"#).unwrap();
+        assert_eq!(table().tile(&product), Some((1, 2)));
+        assert!(matches!(replace("[]"), Err(Error::InvalidArgument { .. })));
+        assert_eq!(table().tile(&product), Some((1, 2)));
+    }
+
+    #[test]
     fn the_tables_entries_name_capabilities_and_tiles_that_exist() {
-        let table = Table::parse(include_str!("tiles.json")).unwrap();
+        let text = include_str!("tiles.json");
+        assert!(!text.contains("ptx-vm"), "times of an emulated device mean nothing");
+        let table = Table::parse(text).unwrap();
         for entry in &table.tiles {
             assert!(entry.n.0 <= entry.n.1 && entry.k.0 <= entry.k.1, "{entry:?}");
             assert!(entry.rows_per_expert.0 <= entry.rows_per_expert.1, "{entry:?}");
