@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Times this crate's layer on one NVIDIA GPU beside other projects' kernels and the ceilings of the same card.
 
-    gpu.py --ours BIN --peers-dir DIR --out OUT    measures: results.csv, table.md, roofline.svg
+    gpu.py --ours BIN --peers-dir DIR --out OUT    measures: results.csv, table.md, roofline.svg; again: goes on
     gpu.py --report OUT                            writes table and plot again
     gpu.py --record OUT                            keeps them under benches/record/<device>/<date>/
     gpu.py --device cpu --ours BIN --out OUT       tries everything on tiny shapes, without a GPU
@@ -73,6 +73,7 @@ def completed(parser, args):
 def about(args):
     """The device and what else a reader has to know. Ends the program where there is no GPU and one is wanted."""
     facts = {"date": f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M} UTC", "commit": commit()}
+    facts["tiles"] = os.environ.get("FUSED_MOE_CUDA_TILES") or "those of the build"
     if args.device == "cpu":
         args.memory = 0
         return {"device": f"none: {platform.machine()}, tiny shapes, times mean nothing"} | facts

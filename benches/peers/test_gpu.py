@@ -1,15 +1,20 @@
 """What gpu.py writes and plans, without torch and without a GPU: python3 -m unittest discover -s benches/peers"""
 
+import argparse
+import contextlib
 import csv
+import io
 import json
 import tempfile
 import unittest
 import xml.etree.ElementTree
 from pathlib import Path
+from unittest.mock import patch
 
 import tune
-from gpu_peers import plan, report
+from gpu_peers import goals, plan, report
 from gpu_peers.ours import finished
+from gpu_peers.run import rows_of_earlier
 
 SHAPE = {
     "preset": "qwen3-30b-a3b", "num_experts": 128, "all_experts": 128, "top_k": 8, "hidden_size": 2048,
@@ -34,9 +39,9 @@ def row(peer, unit, tokens, us, status="ok", **more):
 
 
 ROWS = [
-    {"peer": "ceiling", "unit": "dense bf16 8192^3", "us": 1400, "tflops": 790.0, "status": "ok"},
-    {"peer": "ceiling", "unit": "dense bf16 8192^3", "us": 1390, "tflops": 800.0, "status": "ok"},
-    {"peer": "ceiling", "unit": "device copy", "us": 2800, "gbps": 3000.0, "status": "ok"},
+    {"peer": "ceiling", "unit": "dense bf16 8192^3", "us": 1400, "tflops": 790.0, "mode": "eager", "status": "ok"},
+    {"peer": "ceiling", "unit": "dense bf16 8192^3", "us": 1390, "tflops": 800.0, "mode": "eager", "status": "ok"},
+    {"peer": "ceiling", "unit": "device copy", "us": 2800, "gbps": 3000.0, "mode": "eager", "status": "ok"},
     row(plan.OURS, "layer", 1, 30.0),
     row("vllm", "experts", 1, 90.0, variant="default"),
     row("vllm", "layer", 1, 100.0),
@@ -47,6 +52,7 @@ ROWS = [
     row("deepgemm", "gemm", 8192, 900.0),
     row("vllm", "layer", 64, 200.0),
     row(f"route: {plan.OURS}", "route+permute", 64, 7.5),
+    row(f"route: {plan.OURS}", "route+permute", 8, 8.5),
     row("hf_grouped_mm", "", 8192, "", status="crash", note="exit 139"),
 ]
 
@@ -93,10 +99,15 @@ class Report(unittest.TestCase):
         self.assertIn("vllm **3.00×**", found[2])
         self.assertIn("1500.0 (1.50×)", found[3])
 
-    def test_goals_count_the_cases_that_meet_them(self):
-        found = "\n".join(report.goals(record(self.folder)))
-        self.assertIn("| T ≥ 8192: times as fast as the best peer | 1.15 | 1.25 | 1.25 | 1 of 1 |", found)
-        self.assertIn("| T ≤ 8: times as fast as vLLM's Triton | 2 | 3.00 | 3.00 | 1 of 1 |", found)
+    def test_each_goal_is_met_or_missed_by_named_cases_or_not_measured(self):
+        kept = record(self.folder)
+        found = "\n".join(goals.table(kept, report.lines(kept)))
+        self.assertIn("| T ≥ 8192: times as fast as the best peer | ≥ 1.15 | 1.25 | 1.25 | 1 of 1 | **met** |", found)
+        self.assertIn("| T ≤ 8: times as fast as vLLM's Triton | ≥ 2 | 3.00 | 3.00 | 1 of 1 | **met** |", found)
+        self.assertIn("| T ≥ 8192: share of the dense rate | ≥ 0.75 | 0.77 | 0.77 | 1 of 1 | **met** |", found)
+        self.assertIn("| T ≤ 64: route + permute, µs | ≤ 8 | 8.50 | 7.98 | 1 of 2 | **missed** |", found)
+        self.assertIn("- T ≤ 64: route + permute, µs: missed by qwen3-30b-a3b T=8 (8.50)", found)
+        self.assertIn("| T = 8192, E = 256: route + permute, µs | ≤ 20 | | | | not measured |", found)
 
     def test_what_was_not_measured_is_listed_with_its_reason(self):
         found = "\n".join(report.failures(record(self.folder)))
@@ -132,6 +143,26 @@ class Report(unittest.TestCase):
         (self.folder / "results.csv").write_text(text)
         self.assertRaises(SystemExit, report.keep, self.folder, self.folder / "record")
 
+    def test_a_row_that_no_gpu_timed_makes_no_record_and_no_readme(self):
+        folder = self.folder / "record" / "a-card" / "2030-01-02"
+        folder.mkdir(parents=True)
+        for mode in ("host clock", "cpu", "cpu graph"):
+            record(folder, ROWS + [row(plan.OURS, "layer", 2, 5.0) | {"mode": mode}])
+            self.assertRaises(SystemExit, report.keep, folder, self.folder / "other")
+            self.assertIn("Not measured yet", report.readme_section(self.folder / "record")[0])
+
+    def test_a_run_goes_on_behind_its_own_rows_alone(self):
+        record(self.folder)
+        about = {"device": "NVIDIA H100 80GB HBM3", "driver": "580.1", "commit": "abc"}
+        rows = rows_of_earlier(self.folder / "results.csv", about)
+        planned = plan.plan_rows([case(t) for t in (1, 64, 8192)], list(plan.IMPLS))
+        left = [r["impl"] for r in planned if plan.key_of(r) not in set(map(plan.key_of, rows)) and r["T"] == 8192]
+        # Measured or crashed: not once more.
+        self.assertEqual(left, ["torch_grouped_mm", "triton_kernels", "routing"])
+        self.assertIsNone(plan.key_of(rows[0]))
+        self.assertRaises(SystemExit, rows_of_earlier, self.folder / "results.csv", about | {"commit": "def"})
+        self.assertEqual(rows_of_earlier(self.folder / "none.csv", about), [])
+
 
 class Plan(unittest.TestCase):
     def test_rows_come_most_important_first_and_peers_of_a_preset_together(self):
@@ -152,6 +183,21 @@ class Plan(unittest.TestCase):
         self.assertNotIn("gbps", finished(SHAPE, case(1), "route", answer))
 
 
+# Answers like `ours-gpu time`; a tile of 1 x 1 ends it, one of 2 x 2 is fast, 3 x 3 hangs.
+OURS_GPU = """#!/usr/bin/env python3
+import json, sys, time
+print(json.dumps({"impl": "fused-moe"}), flush=True)
+for line in sys.stdin:
+    tokens, seconds, unit, routing, table = line.split(" ", 4)
+    assert (unit, routing) == ("layer", "uniform")
+    tile = [entry["tile"] for entry in json.loads(table)["tiles"]]
+    if tile == [[1, 1]]:
+        sys.exit(1)
+    time.sleep(9 if tile == [[3, 3]] else 0)
+    print(json.dumps({"laps": [5e-6 if tile == [[2, 2]] else 9e-6]}), flush=True)
+"""
+
+
 class Tune(unittest.TestCase):
     MEASURED = [
         ((1536, 2048), 4, {None: 100.0, (64, 256): 99.0, (128, 256): 150.0}),
@@ -170,6 +216,21 @@ class Tune(unittest.TestCase):
         near = [((1600, 2048), rows, times) for _, rows, times in self.MEASURED[:1]]
         found = tune.entries([9, 0], self.MEASURED + near)
         self.assertEqual({tuple(entry["n"]) for entry in found}, {(1536, 1536)})
+
+    def test_a_tile_that_ends_or_hangs_the_program_is_no_candidate(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "ours-gpu")
+            path.write_text(OURS_GPU)
+            path.chmod(0o755)
+            program = tune.Program(argparse.Namespace(ours=str(path), device="ptx-vm"), folder, "tiny")
+            tiles = [[1, 1], [2, 2], [3, 3], [4, 4]]
+            with program, patch.object(tune, "PATIENCE", 1), contextlib.redirect_stdout(io.StringIO()) as said:
+                found = tune.measure(program, SHAPE, tiles, [64], lambda: 1)
+        self.assertEqual([product for product, *_ in found], [(1536, 2048), (2048, 768)])
+        for _, rows, times in found:
+            self.assertEqual((rows, sorted(times, key=str)), (4, [(2, 2), (4, 4), None]))
+            self.assertLess(times[2, 2], times[None])
+        self.assertEqual(said.getvalue().count("failed"), 4)
 
     def test_what_is_written_is_json_again(self):
         for measured in (self.MEASURED, []):

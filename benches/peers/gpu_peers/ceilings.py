@@ -1,22 +1,20 @@
 """What the device can do, in the same run: the dense rate that prefill is measured by, the bandwidth of decode."""
 
-import gc
-
 import torch
 
 from .plan import median
-from .timing import short, sync, timed_calls
+from .timing import short
 
 
 def ceilings(ctx, emit):
     """Rows of both."""
-    big = ctx.kind == "cuda"
+    clock, big = ctx.clock, not ctx.tiny
 
     def put(name, fn, flops=0, nbytes=0, note=""):
         for i in range(3):
             fn(i)
-        sync(ctx)
-        times = timed_calls(ctx, fn, 25 if big else 3)
+        clock.sync()
+        times = clock.calls(fn, 25)
         us = median(times)
         emit(
             {},
@@ -26,7 +24,7 @@ def ceilings(ctx, emit):
                 us=round(us, 2),
                 us_min=round(min(times), 2),
                 n=len(times),
-                mode="eager",
+                mode=clock.modes[1],
                 tflops=round(flops / us / 1e6, 1) if flops else "",
                 gbps=round(nbytes / us / 1e3, 1) if nbytes else "",
                 status="ok",
@@ -53,6 +51,4 @@ def ceilings(ctx, emit):
             f()
         except Exception as e:
             emit({}, dict(peer="ceiling", unit=f.__name__, status="error", note=short(e)))
-        gc.collect()
-        if big:
-            torch.cuda.empty_cache()
+        clock.free()

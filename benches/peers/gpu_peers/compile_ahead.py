@@ -48,7 +48,7 @@ def dgwarm_main(args):
 
             def one():
                 peer.build(case, "deepgemm", params)["gemm"](0)
-                torch.cuda.synchronize()
+                ctx.clock.sync()
 
             yield name, params, one
 

@@ -92,11 +92,8 @@ class Case:
 
     def poison(self):
         """Leave NaN in the memory the next outputs will probably get, so that unwritten rows show."""
-        if self.ctx.kind == "cuda":
-            _ = [
-                torch.full((self.T, self.H), float("nan"), dtype=self.ctx.dtype, device=self.ctx.dev)
-                for _ in range(self.R)
-            ]
+        shape = (self.T, self.H)
+        _ = [torch.full(shape, float("nan"), dtype=self.ctx.dtype, device=self.ctx.dev) for _ in range(self.R)]
 
     def reference(self, r, tokens):
         """float32 truth for some tokens, from the bf16 inputs, nothing rounded in between."""

@@ -51,6 +51,14 @@ def plan_rows(cases, impls):
     return rows
 
 
+def key_of(row):
+    """What a planned row and its results have in common; None for what is measured in every run, or could not start."""
+    impl = row.get("impl") or (OURS if OURS in row["peer"] else row["peer"])
+    impl = "routing" if impl.startswith("route: ") else impl
+    there = row["preset"] and row.get("status") != "absent"
+    return (impl, row["preset"], int(row["T"]), row["dist"]) if there else None
+
+
 def chunks(rows):
     """Rows that one worker runs together, with one preset's weights: (level, worker, preset, rows)."""
     presets = list(dict.fromkeys(row["preset"] for row in rows))

@@ -1,12 +1,12 @@
 """Tables and the roofline of a record, from its results.csv alone."""
 
 import csv
-import math
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import goals
 from .plan import OURS
 from .roofline import svg
 
@@ -14,6 +14,8 @@ RECORDS = Path(__file__).resolve().parents[2] / "record"
 NUMBERS = ["E", "k", "H", "I", "T", "us", "us_min", "n", "tflops", "gbps", "hit_experts"]
 # A call up to this many tokens is measured by the weights that it has to read, a larger one by its arithmetic.
 DECODE = 64
+# How rows are timed on a GPU; elsewhere times mean nothing.
+GPU_MODES = {"graph", "eager"}
 
 
 @dataclass
@@ -87,10 +89,6 @@ def lines(record):
     return [Line(*key, case[OURS], {p: r for p, r in case.items() if p != OURS}) for key, case in order if OURS in case]
 
 
-def geometric_mean(values):
-    return math.exp(sum(map(math.log, values)) / len(values))
-
-
 def percent(share):
     return "" if share is None else f"{share:.0%}"
 
@@ -117,34 +115,6 @@ def table(record):
         cells += [f"{best['peer']} **{times(line.ratio)}**" if best else ""]
         out.append("| " + " | ".join(cells + [peer_cell(line, peer) for peer in peers]) + " |")
     return out
-
-
-def goal(name, lines_, value, bound):
-    """A row of the table of goals: the worst and the mean of a figure over its cases."""
-    values = [v for v in map(value, lines_) if v is not None]
-    if not values:
-        return None
-    met = sum(v >= bound for v in values)
-    return f"| {name} | {bound:g} | {min(values):.2f} | {geometric_mean(values):.2f} | {met} of {len(values)} |"
-
-
-def goals(record):
-    found = lines(record)
-    prefill = [line for line in found if line.tokens >= 8192]
-    decode = [line for line in found if line.tokens <= 16]
-    few = [line for line in decode if line.tokens <= 8 and "vllm" in line.peers]
-    rows = [
-        goal("T ≥ 8192: share of the dense rate", prefill, lambda line: line.of_ceiling(record), 0.75),
-        goal("T ≥ 8192: times as fast as the best peer", prefill, lambda line: line.ratio, 1.15),
-        goal("T ≤ 16: share of the copy bandwidth", decode, lambda line: line.of_ceiling(record), 0.75),
-        goal("T ≤ 8: times as fast as vLLM's Triton", few, lambda line: line.peers["vllm"]["us"] / line.ours["us"], 2),
-    ]
-    rows = [row for row in rows if row]
-    return (
-        ["| goal | at least | worst | geometric mean | cases that meet it |", "|---|---|---|---|---|"] + rows
-        if rows
-        else []
-    )
 
 
 def routing(record):
@@ -179,10 +149,11 @@ def document(record):
     out += [
         f"Of ceiling: of the copy bandwidth up to T = {DECODE}, of the dense rate above. In brackets and with the best",
         "peer: how many times as long it takes as ours. A peer's time is the better of its units `experts` (its plan",
-        "given) and `layer`; ours is always `layer`, its own sort included.",
+        "given) and `layer`; ours is always `layer`, its own sort included. No call finds its weights in the L2:",
+        "batches over copies of them take turns (column `cold` of results.csv).",
         "",
     ]
-    for part in (table(record), goals(record), routing(record), failures(record)):
+    for part in (table(record), goals.table(record, lines(record)), routing(record), failures(record)):
         out += part + [""] if part else []
     return "\n".join(out)
 
@@ -197,13 +168,18 @@ def slug(name):
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
+def on_gpu(record):
+    """Whether a GPU ran it, and timed every row by its own clock."""
+    timed = {row["mode"] for row in record.rows if row["us"]}
+    return not record.about.get("device", "none").startswith("none") and bool(timed) and timed <= GPU_MODES
+
+
 def keep(folder, records=RECORDS):
     """Copies a run's files to benches/record/<device>/<date>/."""
     record = read(Path(folder) / "results.csv")
-    device = record.about.get("device", "none")
-    if device.startswith("none"):
+    if not on_gpu(record):
         raise SystemExit(f"{folder}: a run without a GPU is no record")
-    target = Path(records) / slug(device) / record.about["date"][:10]
+    target = Path(records) / slug(record.about["device"]) / record.about["date"][:10]
     target.mkdir(parents=True, exist_ok=True)
     for name in ("results.csv", "table.md", "roofline.svg"):
         shutil.copy(Path(folder) / name, target / name)
@@ -212,7 +188,7 @@ def keep(folder, records=RECORDS):
 
 def newest(records=RECORDS):
     """The folder of the newest record of a GPU, if there is any."""
-    found = [path.parent for path in Path(records).glob("*/*/results.csv")]
+    found = [path.parent for path in Path(records).glob("*/*/results.csv") if on_gpu(read(path))]
     return max(found, key=lambda folder: (folder.name, folder.parent.name), default=None)
 
 
@@ -235,4 +211,4 @@ def readme_section(records=RECORDS):
     ]
     shown = {1, 8, 64, 1024, 8192, 32768}
     rows = [r for r in record.rows if r["T"] is None or r["T"] in shown and r["dist"] == "uniform"]
-    return out + table(Record(about, rows)) + [""] + goals(record)
+    return out + table(Record(about, rows)) + [""] + goals.table(record, lines(record))

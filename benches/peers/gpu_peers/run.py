@@ -1,5 +1,6 @@
 """One run: plans the rows, hands them to the workers, and writes each result the moment it exists."""
 
+import collections
 import csv
 import json
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from . import report
 from .ours import Ours
-from .plan import FIELDS, OURS, case_fields, chunks, plan_rows
+from .plan import FIELDS, OURS, case_fields, chunks, key_of, plan_rows
 from .pool import Pool
 from .unpack import find_cuda_home, unpack
 from .workers import Worker
@@ -25,11 +26,16 @@ class Run:
         self.args, self.t0 = args, time.monotonic()
         os.makedirs(args.out, exist_ok=True)
         self.log = open(os.path.join(args.out, "log.txt"), "a", buffering=1)
-        self.csv_file = open(os.path.join(args.out, "results.csv"), "w", newline="")
-        self.about(about)
+        results = Path(args.out, "results.csv")
+        earlier = rows_of_earlier(results, about)
+        self.done = {done for row in earlier if (done := key_of(row))}
+        self.csv_file = open(results, "a" if earlier else "w", newline="")
+        self.about({"continued": about["date"]} if earlier else about)
         self.csv = csv.DictWriter(self.csv_file, FIELDS, restval="", extrasaction="ignore", lineterminator="\n")
-        self.csv.writeheader()
-        self.missing, self.environ, self.ours = [], {}, {}
+        if not earlier:
+            self.csv.writeheader()
+        self.missing, self.environ = [], {}
+        self.ours = collections.Counter(row["status"] for row in earlier if OURS in row["peer"])
         self.work = tempfile.mkdtemp(prefix="moe_peers_")
         self.inputs = os.path.join(self.work, "inputs")
         self.root = unpack(args.peers_dir, self.work)
@@ -96,7 +102,7 @@ class Run:
         self.csv.writerow(row)
         self.csv_file.flush()
         if OURS in row["peer"]:
-            self.ours[row["status"]] = self.ours.get(row["status"], 0) + 1
+            self.ours[row["status"]] += 1
         os.fsync(self.csv_file.fileno())
         what = f"{row['peer']:>17} {row['unit']:<13} {row.get('preset', ''):<17} T={row.get('T', '')!s:<6}"
         what += f"{row.get('dist', ''):<8}"
@@ -116,9 +122,9 @@ class Run:
 
     def main(self):
         args = self.args
-        rows = plan_rows(self.manifest["cases"], args.impls)
-        self.say(f"{len(rows)} rows planned, budget {args.budget_seconds:.0f} s, peers from {args.peers_dir}, "
-                 f"CUDA toolkit {'found' if self.cuda_home else 'NOT FOUND'}")  # fmt: skip
+        rows = [row for row in plan_rows(self.manifest["cases"], args.impls) if key_of(row) not in self.done]
+        self.say(f"{len(rows)} rows planned, {len(self.done)} there already, budget {args.budget_seconds:.0f} s")
+        self.say(f"peers from {args.peers_dir}, CUDA toolkit {'found' if self.cuda_home else 'NOT FOUND'}")
         jobs = args.compile_jobs if args.compile_jobs >= 0 else max(0, min(11, (os.cpu_count() or 1) - 4))
         if jobs and args.device == "cuda":
             self.pool = Pool(self, rows, max(1, jobs - 5), min(5, jobs - 1))
@@ -171,6 +177,17 @@ class Run:
         report.write(Path(self.args.out))
         self.say(f"written: {self.args.out}/results.csv, table.md, roofline.svg, log.txt")
         shutil.rmtree(self.work, ignore_errors=True)
+
+
+def rows_of_earlier(results, about):
+    """Rows that are there already, for the run to go on behind them; those of another device or build end it."""
+    if not results.exists():
+        return []
+    record = report.read(results)
+    other = [name for name in ("device", "driver", "commit", "tiles") if record.about.get(name) != about.get(name)]
+    if record.rows and other:
+        sys.exit(f"{results} is of another {', '.join(other)}: name another --out")
+    return record.rows
 
 
 def room(memory):

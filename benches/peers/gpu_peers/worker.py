@@ -15,13 +15,14 @@ import torch
 from data import Source
 
 from .ceilings import ceilings
+from .clock import Gpu, Host
 from .deepgemm_peer import DeepGemmPeer
 from .glue import triton
 from .inputs import Case, Unavailable, Weights
 from .plan import TRITON_WORKERS, case_fields, median, rates
 from .routing_peer import RoutingPeer
 from .tiles import label
-from .timing import measure, short, sync
+from .timing import measure, short
 from .torch_peer import TorchPeer
 from .triton_kernels_peer import TritonKernelsPeer
 from .vllm_peer import VllmPeer
@@ -39,6 +40,8 @@ class Ctx:
     def __init__(self, args):
         self.kind = args.device  # cuda, cpu, or meta: shapes only, to compile
         self.dev = torch.device(self.kind)
+        self.clock = Gpu() if self.kind == "cuda" else Host()
+        self.tiny = self.kind == "cpu"
         self.dir, self.peers, self.graph_max = args.inputs, args.peers_dir, args.graph_max
         with open(os.path.join(self.dir, "manifest.json")) as file:
             manifest = json.load(file)
@@ -75,9 +78,7 @@ class RowRunner:
         self.case = None
         if weights:
             self.W = None
-        gc.collect()
-        if self.ctx.kind == "cuda":
-            torch.cuda.empty_cache()
+        self.ctx.clock.free()
 
     def case_of(self, row, weights=True):
         key = row["preset"], row["T"], row["dist"]
@@ -120,12 +121,12 @@ class RowRunner:
             self.tell(traceback.format_exc())
             self.fail(row, "oom" if oom else "error", short(e))
             self.drop()
-            sync(self.ctx)  # a broken CUDA context ends this worker here
+            self.ctx.clock.sync()  # a broken CUDA context ends this worker here
 
     def run_moe(self, row, left):
         impl, case = row["impl"], self.case_of(row)
         # The interpreter takes seconds for each: two are a choice as well.
-        variants = self.peer.variants(case, impl)[: 2 if self.ctx.kind == "cpu" else None]
+        variants = self.peer.variants(case, impl)[: 2 if self.ctx.tiny else None]
         best, lost = None, []
         if len(variants) > 1:
             for name, params in variants:
@@ -139,7 +140,7 @@ class RowRunner:
                 except Exception as e:
                     self.tell(f"{impl} {row['preset']} T={case.T} variant {name} {params}: {short(e, 400)}")
                     lost.append(f"{name}: {short(e, 60)}")
-                    sync(self.ctx)  # raises when the context is gone
+                    self.ctx.clock.sync()  # raises when the context is gone
             self.tell(f"[variants] {impl} {row['preset']} T={case.T} {row['dist']}: " + " | ".join(lost))
             if best is None:
                 raise Unavailable("no variant ran: " + "; ".join(lost)[:200])
@@ -159,7 +160,7 @@ class RowRunner:
                     label(name, params),
                     unit,
                 )
-                sync(self.ctx)  # raises when the context is gone
+                self.ctx.clock.sync()  # raises when the context is gone
 
     def try_variant(self, case, impl, params):
         units = self.peer.build(case, impl, params)
@@ -186,7 +187,7 @@ class RowRunner:
             except Exception as e:
                 self.tell(traceback.format_exc())
                 self.fail(dict(row, impl="route: " + peer), "error", short(e), unit=unit)
-                sync(self.ctx)
+                self.ctx.clock.sync()
 
 
 def nan_inf(v):
@@ -194,17 +195,8 @@ def nan_inf(v):
 
 
 def environment(ctx):
-    d = dict(python=sys.version.split()[0], torch=torch.__version__, triton=getattr(triton, "__version__", None))
-    if ctx.kind == "cuda":
-        p = torch.cuda.get_device_properties(0)
-        d.update(
-            gpu=p.name,
-            sms=p.multi_processor_count,
-            l2_mb=round(getattr(p, "L2_cache_size", 0) / 1e6, 1),
-            memory_gib=round(p.total_memory / 2**30, 1),
-            cuda=torch.version.cuda,
-        )
-    return d
+    versions = dict(python=sys.version.split()[0], torch=torch.__version__, triton=getattr(triton, "__version__", None))
+    return versions | ctx.clock.facts()
 
 
 def die_with_parent():
@@ -234,15 +226,11 @@ def worker_main(args):
 
     ctx = Ctx(args)
     torch.set_grad_enabled(False)
-    if ctx.kind == "cuda":
-        try:
-            torch.cuda.init()
-            environment(ctx)
-        except Exception as e:
-            return send(ev="ready", env={}, available=False, why="CUDA: " + short(e), note="")
-        torch.backends.cuda.matmul.allow_tf32 = False
-    elif ctx.kind == "cpu":
-        torch.set_num_threads(max(1, min(4, os.cpu_count() or 1)))
+    try:
+        ctx.clock.start()
+        environment(ctx)
+    except Exception as e:
+        return send(ev="ready", env={}, available=False, why="CUDA: " + short(e), note="")
     peer, why = None, ""
     if args.name != "ceilings":
         try:

@@ -12,11 +12,12 @@ def pump(stream, events):
     """Puts each JSON line of a program into a queue, and `eof` behind the last."""
 
     def run():
-        for line in stream:
-            try:
-                events.put(json.loads(line))
-            except ValueError:
-                pass
+        with stream:
+            for line in stream:
+                try:
+                    events.put(json.loads(line))
+                except ValueError:
+                    pass
         events.put({"ev": "eof"})
 
     threading.Thread(target=run, daemon=True).start()
