@@ -45,7 +45,7 @@ def arguments():
     parser.add_argument("--presets", help="default: all, or two in their tiny form on the CPU")
     parser.add_argument("--tokens", help="numbers of tokens")
     parser.add_argument("--impls", default=",".join(plan.IMPLS))
-    parser.add_argument("--row-timeout", type=float, default=75)
+    parser.add_argument("--row-timeout", type=float, default=45)
     parser.add_argument("--graph-max", type=int, default=1024, help="most tokens that are timed in a CUDA graph")
     parser.add_argument("--compile-jobs", type=int, default=-1, help="processes that compile ahead; 0: none")
     for hidden in ("--role", "--name", "--inputs"):

@@ -23,7 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from gpu_peers.plan import PRESETS, median  # noqa: E402
-from gpu_peers.pool import kill_group  # noqa: E402
+from gpu_peers.pool import end  # noqa: E402
 from gpu_peers.workers import pump  # noqa: E402
 
 # A tile has to be so much faster than the rules' to be written down: less is noise.
@@ -92,9 +92,7 @@ class Program:
 
     def kill(self):
         if self.proc:
-            kill_group(self.proc)
-            self.proc.wait()
-            self.proc.stdin.close()
+            end(self.proc)
         self.proc = None
 
     def start(self):

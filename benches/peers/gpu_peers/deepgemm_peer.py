@@ -1,10 +1,10 @@
 """DeepGEMM."""
 
 import os
-from types import SimpleNamespace as NS
 
 import torch
 
+from .deepgemm_stand_in import StandIn
 from .glue import combine, scatter_rows, silu_mul_pos
 from .inputs import Unavailable, sort_plan
 from .peer import Peer
@@ -16,34 +16,20 @@ class DeepGemmPeer(Peer):
 
     def __init__(self, ctx):
         super().__init__(ctx)
-        if ctx.kind == "cpu":  # smoke test: the documented meaning, in torch
-            self.dg = NS(
-                m_grouped_bf16_gemm_nt_contiguous=self._cpu_contiguous,
-                m_grouped_bf16_gemm_nt_masked=self._cpu_masked,
-                set_mk_alignment_for_contiguous_layout=lambda a: None,
-            )
-            self.note = "EMULATED in torch (smoke test)"
-            return
-        if not os.environ.get("CUDA_HOME"):
-            raise Unavailable("no CUDA toolkit found: DeepGEMM compiles its kernels at run time")
         try:
             import deep_gemm
         except Exception as e:
-            raise Unavailable("deep_gemm: " + short(e))
+            deep_gemm, self.note = None, "deep_gemm: " + short(e)
+        if ctx.tiny:
+            self.dg = StandIn(deep_gemm)
+            self.note = f"a stand-in in torch, {'with the signatures of deep_gemm' if deep_gemm else self.note}"
+            return
+        if deep_gemm is None:
+            raise Unavailable(self.note)
+        if not os.environ.get("CUDA_HOME"):
+            raise Unavailable("no CUDA toolkit found: DeepGEMM compiles its kernels at run time")
         self.dg = deep_gemm
         self.note = f"deep_gemm {getattr(deep_gemm, '__version__', '?')}"
-
-    @staticmethod
-    def _cpu_contiguous(a, b, d, grouped_layout):
-        for e in grouped_layout.unique().tolist():
-            if e >= 0:
-                rows = (grouped_layout == e).nonzero().squeeze(1)
-                d[rows] = (a[rows].float() @ b[e].float().T).to(d.dtype)
-
-    @staticmethod
-    def _cpu_masked(a, b, d, masked_m, expected_m):
-        for e, n in enumerate(masked_m.tolist()):
-            d[e, :n] = (a[e, :n].float() @ b[e].float().T).to(d.dtype)
 
     def variants(self, case, impl):
         T, rows = case.T, case.T * case.k / case.E

@@ -70,13 +70,13 @@ def routing(name, bound, record, wanted):
     return Goal(name, bound, [(f"{r['preset']} T={r['T']:.0f}", r["us"]) for r in ours], at_least=False)
 
 
-def table(record, lines):
-    """A row a goal, and what missed it."""
-    goals = goals_of(record, lines)
+def table(goals):
+    """A row a goal."""
     head = ["| goal | | worst case | geometric mean | cases that meet it | |", "|---|---|---|---|---|---|"]
-    missed = [
-        f"- {goal.name}: missed by {', '.join(f'{case} ({value:.2f})' for case, value in goal.missed)}"
-        for goal in goals
-        if goal.missed
-    ]
-    return head + [goal.row for goal in goals] + ([""] + missed if missed else [])
+    return head + [goal.row for goal in goals]
+
+
+def missed(goals):
+    """What missed each, for benches/record/NOTES.md to explain."""
+    named = [(goal.name, ", ".join(f"{case} ({value:.2f})" for case, value in goal.missed)) for goal in goals]
+    return [f"- {name}: missed by {cases}" for name, cases in named if cases]

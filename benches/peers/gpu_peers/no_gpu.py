@@ -41,3 +41,19 @@ def pretend_h100():
     torch.cuda.get_device_properties = lambda *a, **k: props
     torch.cuda.get_device_capability = lambda *a, **k: (9, 0)
     torch.cuda.current_device = lambda: 0
+
+
+class Specialized:
+    """What `triton_kernels.specialize` makes of a kernel, for the interpreter: constants given, tuples in parts."""
+
+    def __init__(self, fn, _module, constants, tuples, **_):
+        self.fn, self.constants, self.tuples = fn, constants, tuples
+        self.names = [name for arg in fn.arg_names if arg not in constants for name in tuples.get(arg, [arg])]
+
+    def __getitem__(self, grid):
+        def launch(*args, **kwargs):
+            given = dict(zip(self.names, args)) | kwargs
+            parts = {arg: tuple(given.pop(name) for name in names) for arg, names in self.tuples.items()}
+            return self.fn[grid](**given, **parts, **self.constants)
+
+        return launch

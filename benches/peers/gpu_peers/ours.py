@@ -4,7 +4,7 @@ import queue
 import subprocess
 
 from .plan import OURS, case_fields, median, rates
-from .pool import kill_group
+from .pool import end
 from .workers import pump
 
 # Seconds of timing for each row: up to 1024 tokens, above.
@@ -21,8 +21,7 @@ class Ours:
 
     def kill(self):
         if self.proc:
-            kill_group(self.proc)
-            self.proc.wait()
+            end(self.proc)
         self.proc = self.preset = None
 
     def rows(self, rows, seconds):

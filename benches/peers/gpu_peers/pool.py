@@ -1,6 +1,7 @@
 """Compiles the peers' kernels on other cores, ahead of the rows that need them."""
 
 import collections
+import contextlib
 import json
 import os
 import signal
@@ -19,6 +20,14 @@ def kill_group(proc):
             os.killpg(proc.pid, signal.SIGKILL)
         except OSError:
             pass
+
+
+def end(proc):
+    """Kills a program that is asked through its standard input."""
+    kill_group(proc)
+    proc.wait()
+    with contextlib.suppress(OSError):
+        proc.stdin.close()
 
 
 class Pool:

@@ -118,12 +118,14 @@ def table(record):
 
 
 def routing(record):
-    """Routing with the permutation, ours and peers', by preset and tokens."""
-    rows = [r for r in record.rows if r["peer"].startswith("route: ") and r["unit"].startswith("route+") and r["us"]]
+    """Routing with the permutation, by preset and tokens: ours by the model's rule, peers by softmax and top-k."""
+    timed = [r for r in record.rows if r["us"] and r["status"] in ("ok", "unchecked")]
+    rows = [r for r in timed if r["peer"].startswith("route: ") and r["unit"].startswith("route+")]
     if not rows:
         return []
     tokens = sorted({int(r["T"]) for r in rows})
-    out = ["| route + permute, µs | " + " | ".join(f"T={t}" for t in tokens) + " |", "|---|" + "---|" * len(tokens)]
+    out = ["Ours by the model's own rule, the peers by softmax and top-k:", ""]
+    out += ["| route + permute, µs | " + " | ".join(f"T={t}" for t in tokens) + " |", "|---|" + "---|" * len(tokens)]
     for preset, peer in dict.fromkeys((r["preset"], r["peer"]) for r in rows):
         found = {int(r["T"]): r for r in rows if (r["preset"], r["peer"]) == (preset, peer)}
         cells = [f"{found[t]['us']:.1f}" if t in found else "" for t in tokens]
@@ -153,7 +155,8 @@ def document(record):
         "batches over copies of them take turns (column `cold` of results.csv).",
         "",
     ]
-    for part in (table(record), goals.table(record, lines(record)), routing(record), failures(record)):
+    reached = goals.goals_of(record, lines(record))
+    for part in (table(record), goals.table(reached), goals.missed(reached), routing(record), failures(record)):
         out += part + [""] if part else []
     return "\n".join(out)
 
@@ -171,7 +174,8 @@ def slug(name):
 def on_gpu(record):
     """Whether a GPU ran it, and timed every row by its own clock."""
     timed = {row["mode"] for row in record.rows if row["us"]}
-    return not record.about.get("device", "none").startswith("none") and bool(timed) and timed <= GPU_MODES
+    emulated = record.about.get("device", "none").startswith("none") or "ptx-vm" in record.about.get("our device", "")
+    return not emulated and bool(timed) and timed <= GPU_MODES
 
 
 def keep(folder, records=RECORDS):
@@ -206,9 +210,9 @@ def readme_section(records=RECORDS):
     out = [
         f"Measured on {about['device']}, driver {about['driver']}, {about['date'][:10]}, commit {about['commit']}",
         f"([record]({link}/table.md), [roofline]({link}/roofline.svg)). Ceilings of the same run:",
-        f"{record.dense:.0f} TFLOP/s dense bf16, {record.copy:.0f} GB/s device copy.",
+        f"{record.dense or 0:.0f} TFLOP/s dense bf16, {record.copy or 0:.0f} GB/s device copy.",
         "",
     ]
     shown = {1, 8, 64, 1024, 8192, 32768}
     rows = [r for r in record.rows if r["T"] is None or r["T"] in shown and r["dist"] == "uniform"]
-    return out + table(Record(about, rows)) + [""] + goals.table(record, lines(record))
+    return out + table(Record(about, rows)) + [""] + goals.table(goals.goals_of(record, lines(record)))

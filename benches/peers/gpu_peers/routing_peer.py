@@ -55,6 +55,7 @@ class RoutingPeer(Peer):
         out = [
             ("torch", "route", route_torch, None, True),
             ("torch", "align", lambda r: sort_plan(case.sets[r].ids, E)[1:], None, True),
+            ("torch", "route+align", lambda r: sort_plan(route_torch(r)[1], E)[1:], None, True),
         ]
         if self.ops is not None:
             n = len(self.ops.topk_softmax.default._schema.arguments)
@@ -75,7 +76,8 @@ class RoutingPeer(Peer):
                 ("vllm _moe_C", "align", lambda r: moe_align(self.ops, given(r), E, bm), good_align(given), True),
                 ("vllm _moe_C", "route+align", both, good_align(lambda r: route_c(r)[1]), True),
             ]
-        if self.tk is not None and self.ctx.kind != "cpu" and k & (k - 1) == 0:
+        # Its tensors are of a class of its own, which Triton's interpreter does not take.
+        if self.tk is not None and not self.ctx.tiny and k & (k - 1) == 0:
 
             def good_tk(r, got):
                 rdata, gather, _ = got

@@ -4,6 +4,7 @@ import torch
 
 from .glue import silu_mul_interleaved
 from .inputs import Unavailable, sort_plan
+from .no_gpu import Specialized, pretend_h100
 from .peer import Peer
 from .timing import short
 
@@ -22,8 +23,9 @@ class TritonKernelsPeer(Peer):
         except Exception as e:
             raise Unavailable("triton_kernels: " + short(e))
         self.mo, self.ro, self.of = mo, ro, of
-        if ctx.kind == "cpu":
-            raise Unavailable("Triton's interpreter does not run its kernels")
+        if ctx.tiny:
+            pretend_h100()
+            mo.specialize = Specialized
         self.act = mo.FusedActivation(mo.FnSpecs("silu_mul_interleaved", silu_mul_interleaved, ()), (), 2)
 
     def variants(self, case, impl):

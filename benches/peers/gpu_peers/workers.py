@@ -5,7 +5,7 @@ import queue
 import subprocess
 import threading
 
-from .pool import kill_group
+from .pool import end
 
 
 def pump(stream, events):
@@ -52,8 +52,7 @@ class Worker:
 
     def kill(self):
         if self.proc:
-            kill_group(self.proc)
-            self.proc.wait()
+            end(self.proc)
 
     def event(self, timeout):
         try:
