@@ -18,6 +18,7 @@ is before. Cold: batches over copies of the weights take turns, so no weight is 
 
 import argparse
 import datetime
+import hashlib
 import os
 import platform
 import signal
@@ -73,7 +74,7 @@ def completed(parser, args):
 def about(args):
     """The device and what else a reader has to know. Ends the program where there is no GPU and one is wanted."""
     facts = {"date": f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M} UTC", "commit": commit()}
-    facts["tiles"] = os.environ.get("FUSED_MOE_CUDA_TILES") or "those of the build"
+    facts["tiles"] = tiles()
     if args.device == "cpu":
         args.memory = 0
         return {"device": f"none: {platform.machine()}, tiny shapes, times mean nothing"} | facts
@@ -90,6 +91,12 @@ def about(args):
     args.memory = int(memory) << 20
     facts |= {"driver": driver, "memory": f"{memory} MiB", "clock": f"{clock} MHz at most", "power limit": f"{power} W"}
     return {"device": name} | facts
+
+
+def tiles():
+    """Which table our kernels choose by: a run does not go on under another."""
+    path = os.environ.get("FUSED_MOE_CUDA_TILES")
+    return f"sha256 {hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]}" if path else "those of the build"
 
 
 def commit():

@@ -5,6 +5,7 @@ import contextlib
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,8 @@ from unittest.mock import patch
 import tune
 from gpu_peers import goals, plan, report
 from gpu_peers.ours import Ours, finished
-from gpu_peers.run import rows_of_earlier
+from gpu_peers.pool import Pool
+from gpu_peers.run import room, rows_of_earlier
 from gpu_peers.workers import Worker
 
 SHAPE = {
@@ -202,6 +204,16 @@ for line in sys.stdin:
 """
 
 
+# Compiles two kernels a row, and dies of T = 64.
+COMPILER = """
+import json, sys
+for line in sys.stdin:
+    if json.loads(line)["T"] == 64:
+        sys.exit(1)
+    print(json.dumps({"good": 2, "bad": [], "seconds": 0}), flush=True)
+"""
+
+
 class FakeRun:
     """What workers ask of a run."""
 
@@ -235,6 +247,22 @@ class Workers(unittest.TestCase):
             worker.rows(self.ROWS, 3)
             worker.kill()
         self.assertEqual({status for _, status in run.results}, {"budget"})
+
+    def test_chunks_are_ready_when_their_kernels_are_compiled_or_cannot_be(self):
+        run = FakeRun(COMPILER)
+        run.log, run.env = open(os.devnull, "w"), lambda *_, **__: None
+        self.addCleanup(run.log.close)
+        rows = plan.plan_rows([case(t) for t in (1, 8, 64, 1024)], ["vllm", "deepgemm", "torch_grouped_mm"])
+        pool = Pool(run, rows, 2, 1)
+        self.addCleanup(pool.kill)
+        for thread in pool.threads:
+            thread.join(20)
+        self.assertTrue(all(pool.ready(key) for key in pool.pending))
+        self.assertEqual(pool.good, {"vllm": 6, "deepgemm": 6})
+        self.assertTrue(pool.ready(("torch", "qwen3-30b-a3b", 0)))
+
+    def test_weights_leave_room_for_workspaces_and_peers(self):
+        self.assertEqual([room(gib << 30) >> 30 for gib in (0, 24, 80, 141)], [1, 4, 50, 50])
 
     def test_ours_that_ends_is_a_row_of_its_own_and_starts_again(self):
         with tempfile.TemporaryDirectory() as folder:

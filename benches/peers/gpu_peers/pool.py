@@ -23,11 +23,24 @@ def kill_group(proc):
 
 
 def end(proc):
-    """Kills a program that is asked through its standard input."""
+    """Kills a program that is asked through its standard input; its output is for who reads it to close."""
     kill_group(proc)
     proc.wait()
     with contextlib.suppress(OSError):
         proc.stdin.close()
+
+
+def ask(proc, row):
+    """The answer to a row; None where the program ends, or is ended because it takes too long."""
+    watchdog = threading.Timer(COMPILE_TIMEOUT, kill_group, (proc,))
+    watchdog.start()
+    try:
+        proc.stdin.write(json.dumps(row) + "\n")
+        proc.stdin.flush()
+        line = proc.stdout.readline()
+        return json.loads(line) if line else None
+    finally:
+        watchdog.cancel()
 
 
 class Pool:
@@ -71,42 +84,39 @@ class Pool:
                 break
             reply = None
             try:
-                if proc is None or proc.poll() is not None:
-                    device = "cuda" if role == "dgwarm" else "meta"
-                    cmd = self.run.role(role, row["worker"]) + ["--device", device]
-                    proc = subprocess.Popen(
-                        cmd,
-                        stdin=subprocess.PIPE,
-                        stdout=subprocess.PIPE,
-                        stderr=self.run.log,
-                        text=True,
-                        bufsize=1,
-                        env=self.run.env(row["worker"], gpu=role == "dgwarm"),
-                        process_group=0,
-                    )
-                    self.procs.add(proc)
-                watchdog = threading.Timer(COMPILE_TIMEOUT, kill_group, (proc,))
-                watchdog.start()
-                proc.stdin.write(json.dumps(row) + "\n")
-                proc.stdin.flush()
-                line = proc.stdout.readline()
-                watchdog.cancel()
-                reply = json.loads(line) if line else None
+                proc = proc or self.start(role, row)
+                reply = ask(proc, row)
             except (OSError, ValueError):
                 pass
-            with self.lock:
-                self.pending[self.key(row)] -= 1
-                self.good[row["worker"]] += reply["good"] if reply else 0
-            what = f"[{role}] {row['impl']} {row['preset']} T={row['T']} {row['dist']}"
-            if reply is None:
-                self.run.log.write(f"{what}: died or timed out\n")
-            else:
-                self.run.log.write(
-                    f"{what}: {reply['good']} compiled in {reply['seconds']} s\n"
-                    + "".join(f"{what}: FAILED {b}\n" for b in reply["bad"])
-                )
-        if proc is not None and proc.poll() is None:
+            self.answered(role, row, reply)
+            if reply is None and proc:
+                end(proc)
+                proc.stdout.close()
+                proc = None
+        if proc:
             proc.stdin.close()
+            proc.wait()
+            proc.stdout.close()
+
+    def start(self, role, row):
+        device = "cuda" if role == "dgwarm" else "meta"
+        command = self.run.role(role, row["worker"]) + ["--device", device]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.run.log}
+        env = self.run.env(row["worker"], gpu=role == "dgwarm")
+        proc = subprocess.Popen(command, text=True, bufsize=1, env=env, process_group=0, **pipes)
+        self.procs.add(proc)
+        return proc
+
+    def answered(self, role, row, reply):
+        with self.lock:
+            self.pending[self.key(row)] -= 1
+            self.good[row["worker"]] += reply["good"] if reply else 0
+        what = f"[{role}] {row['impl']} {row['preset']} T={row['T']} {row['dist']}"
+        if reply is None:
+            self.run.log.write(f"{what}: died or timed out\n")
+        else:
+            failed = "".join(f"{what}: FAILED {bad}\n" for bad in reply["bad"])
+            self.run.log.write(f"{what}: {reply['good']} compiled in {reply['seconds']} s\n{failed}")
 
     def kill(self):
         self.stop = True
