@@ -134,7 +134,7 @@ def main():
         run.main()
     finally:
         run.finish()
-    return 0 if run.has_ours() else 1
+    return 0 if run.good() else 1
 
 
 if __name__ == "__main__":

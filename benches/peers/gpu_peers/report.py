@@ -135,9 +135,10 @@ def routing(record):
 
 def failures(record):
     """What was not measured, or is wrong, and why."""
-    bad = {}
+    bad, name = {}, lambda row: [row[column] for column in ("peer", "preset", "T", "dist")]
+    measured = [name(row) for row in record.rows if row["status"] == "ok"]
     for row in record.rows:
-        if row["status"] not in ("ok", "unchecked"):
+        if row["status"] not in ("ok", "unchecked") and not (row["status"] == "absent" and name(row) in measured):
             bad.setdefault((row["peer"], row["status"], row["note"]), []).append(row)
     where = lambda rows: f"{len(rows)} rows, {rows[0]['preset']} T={rows[0]['T'] or 0:.0f} first"  # noqa: E731
     return [f"- {peer}: {status} ({where(rows)}): {note}" for (peer, status, note), rows in bad.items()]

@@ -34,7 +34,7 @@ class Run:
         self.csv = csv.DictWriter(self.csv_file, FIELDS, restval="", extrasaction="ignore", lineterminator="\n")
         if not earlier:
             self.csv.writeheader()
-        self.missing, self.environ = [], {}
+        self.missing, self.environ, self.theirs = [], {}, collections.Counter()
         self.ours = collections.Counter(row["status"] for row in earlier if OURS in row["peer"])
         self.work = tempfile.mkdtemp(prefix="moe_peers_")
         self.inputs = os.path.join(self.work, "inputs")
@@ -101,8 +101,7 @@ class Run:
     def row(self, row):
         self.csv.writerow(row)
         self.csv_file.flush()
-        if OURS in row["peer"]:
-            self.ours[row["status"]] += 1
+        (self.ours if OURS in row["peer"] else self.theirs)[row["status"]] += 1
         os.fsync(self.csv_file.fileno())
         what = f"{row['peer']:>17} {row['unit']:<13} {row.get('preset', ''):<17} T={row.get('T', '')!s:<6}"
         what += f"{row.get('dist', ''):<8}"
@@ -148,9 +147,11 @@ class Run:
         if self.left() > 3:
             self.ceilings()
 
-    def has_ours(self):
-        """Whether our own rows were measured, without a failure."""
-        return bool(self.ours.get("ok")) and not self.ours.keys() - {"ok"}
+    def good(self):
+        """Whether our own rows were measured, without a failure; of a try on the CPU, nobody may have failed."""
+        tried = self.theirs if self.args.device == "cpu" else {}
+        failed = self.ours.keys() - {"ok"} | tried.keys() & {"WRONG", "error", "crash", "timeout", "oom"}
+        return bool(self.ours.get("ok")) and not failed
 
     def is_ready(self, chunk):
         level, name, preset, _ = chunk

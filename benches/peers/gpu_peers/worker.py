@@ -143,7 +143,7 @@ class RowRunner:
                     self.ctx.clock.sync()  # raises when the context is gone
             self.tell(f"[variants] {impl} {row['preset']} T={case.T} {row['dist']}: " + " | ".join(lost))
             if best is None:
-                raise Unavailable("no variant ran: " + "; ".join(lost)[:200])
+                raise RuntimeError("no variant ran: " + "; ".join(lost))
             _, name, params = best
         else:
             name, params = variants[0]
