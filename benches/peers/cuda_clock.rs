@@ -2,7 +2,7 @@
 //!
 //! The driver's functions are those that the library finds when the program runs.
 
-use std::ffi::{c_char, c_int, c_uint, c_void};
+use std::ffi::{c_int, c_uint, c_void};
 use std::ptr::null_mut;
 
 use fused_moe::backend::cuda::driver::StreamHandle;
@@ -16,13 +16,7 @@ unsafe extern "C" {
     fn cuStreamSynchronize(stream: Handle) -> c_int;
     fn cuStreamBeginCapture_v2(stream: Handle, mode: c_uint) -> c_int;
     fn cuStreamEndCapture(stream: Handle, graph: *mut Handle) -> c_int;
-    fn cuGraphInstantiate_v2(
-        executable: *mut Handle,
-        graph: Handle,
-        node: *mut Handle,
-        log: *mut c_char,
-        bytes: usize,
-    ) -> c_int;
+    fn cuGraphInstantiateWithFlags(executable: *mut Handle, graph: Handle, flags: u64) -> c_int;
     fn cuGraphLaunch(executable: Handle, stream: Handle) -> c_int;
     fn cuGraphExecDestroy(executable: Handle) -> c_int;
     fn cuGraphDestroy(graph: Handle) -> c_int;
@@ -115,9 +109,9 @@ impl Graph {
             check("cuStreamBeginCapture", cuStreamBeginCapture_v2(stream.0, THREAD_LOCAL))?;
             lap();
             check("cuStreamEndCapture", cuStreamEndCapture(stream.0, &mut graph))?;
-            let code = cuGraphInstantiate_v2(&mut executable, graph, null_mut(), null_mut(), 0);
+            let code = cuGraphInstantiateWithFlags(&mut executable, graph, 0);
             cuGraphDestroy(graph);
-            check("cuGraphInstantiate", code)?;
+            check("cuGraphInstantiateWithFlags", code)?;
         }
         Ok(Self(executable))
     }
