@@ -261,6 +261,14 @@ class Workers(unittest.TestCase):
         self.assertEqual(pool.good, {"vllm": 6, "deepgemm": 6})
         self.assertTrue(pool.ready(("torch", "qwen3-30b-a3b", 0)))
 
+    def test_ours_gives_up_a_chunk_and_not_the_next(self):
+        run = FakeRun("false")
+        worker = Ours(run)
+        for _ in range(2):
+            worker.rows(self.ROWS, 60)
+        expected = [("layer", "error"), ("route", "error")] * 2 + [(2, "absent"), (3, "absent")]
+        self.assertEqual(run.results, expected * 2)
+
     def test_weights_leave_room_for_workspaces_and_peers(self):
         self.assertEqual([room(gib << 30) >> 30 for gib in (0, 24, 80, 141)], [1, 4, 50, 50])
 

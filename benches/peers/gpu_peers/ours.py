@@ -7,6 +7,8 @@ from .plan import OURS, case_fields, median, rates
 from .pool import end
 from .workers import pump
 
+FAILURES = 4
+
 # Seconds of timing for each row: up to 1024 tokens, above.
 SECONDS = (0.1, 0.4)
 
@@ -25,11 +27,13 @@ class Ours:
         self.proc = self.preset = None
 
     def rows(self, rows, seconds):
+        """A row that fails costs a start, with its weights; FAILURES of them behind each other the chunk's rest."""
+        self.failures = 0
         for row in rows:
             if self.run.left() < 4:
                 self.run.lost(row, "budget", "not reached")
-            elif self.failures >= 3:
-                self.run.lost(row, "absent", "gave up after three failures")
+            elif self.failures >= FAILURES:
+                self.run.lost(row, "absent", f"gave up after {FAILURES} failures")
             else:
                 for unit in ["layer", "route"] if row["dist"] == "uniform" else ["layer"]:
                     self.unit(row, unit)
