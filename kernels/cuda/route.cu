@@ -3,11 +3,12 @@
 //   router_logits [T, E] f32, selection_bias [E] f32  ->  topk_ids [T, k] u32, topk_weights [T, k] f32
 //
 // Thread roles: a warp is a token, a lane every 32nd expert (any E, any k). The k best are found one after another: each
-// lane knows the best of its own, two reductions over integers find the best of those, and only its owner looks again.
-// Ids are unique and in range whatever the logits are: a NaN orders as -inf, and a picked expert leaves the choice.
+// lane knows the two best of its own, two reductions over integers find the best of those, and only a lane that has lost
+// both looks again. Ids are unique and in range whatever the logits are: a NaN orders as -inf, and a picked expert leaves
+// the choice.
 //
-// With two levels of groups and experts: common/route_levels.cuh. For few tokens, with permute in one launch:
-// route_permute.cu.
+// The common rules do this in registers, 640 instructions a token of 256 experts: common/route_lanes.cuh. With two levels
+// of groups and experts: common/route_levels.cuh. With permute, in one launch or two, as a layer has it: route_permute.cu.
 // With capacity, or where experts choose, what one token gets depends on the others: route_pick picks and says by what,
 // route_capacity.cu or route_expert_choice.cu decides which slots there are, and route_weigh weighs those.
 //
@@ -17,7 +18,7 @@
 
 namespace {
 
-extern __shared__ uint32_t shared[];
+extern __shared__ __align__(16) uint32_t shared[];
 
 __device__ __forceinline__ Token warps_token(const RouteParams& p) {
   const uint32_t token = blockIdx.x * (blockDim.x / 32) + warp_id();

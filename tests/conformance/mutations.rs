@@ -2,6 +2,7 @@
 //! emulated device. That it finds none in the unchanged text is the test of that device.
 
 mod mma;
+mod routing;
 mod wgmma;
 
 use std::collections::hash_map::DefaultHasher;
@@ -40,82 +41,6 @@ const fn bug(
 ) -> Bug {
     Bug { what, kernels, file, from, to }
 }
-
-const PERMUTE: &[Bug] = &[
-    bug(
-        "no __syncwarp between reading and moving a counter",
-        "permute",
-        "common/counting_sort.cuh",
-        "__syncwarp();\n    if (expert != MASKED && rank == 0)",
-        "if (expert != MASKED && rank == 0)",
-    ),
-    bug(
-        "no __syncwarp behind moving a counter",
-        "permute",
-        "common/counting_sort.cuh",
-        "before + __popc(peers);\n    __syncwarp();",
-        "before + __popc(peers);",
-    ),
-    bug("counters not cleared", "permute", "common/counting_sort.cuh", "e += 32) counters[e] = 0;", "e += 32) {}"),
-    bug(
-        "no barrier before sums are read",
-        "permute",
-        "common/counting_sort.cuh",
-        "sums[warp * 32 + lane] = mine;\n    __syncthreads();",
-        "sums[warp * 32 + lane] = mine;",
-    ),
-    bug(
-        "no barrier between the sums of 32 experts and the next",
-        "permute",
-        "common/counting_sort.cuh",
-        "rows_before += __shfl_sync(ALL_LANES, inclusive, 31);\n    __syncthreads();",
-        "rows_before += __shfl_sync(ALL_LANES, inclusive, 31);",
-    ),
-    bug(
-        "no barrier before rows are given out",
-        "permute",
-        "common/counting_sort.cuh",
-        "expert_offsets[p.num_experts] = rows_before;\n  __syncthreads();",
-        "expert_offsets[p.num_experts] = rows_before;",
-    ),
-    bug(
-        "no __syncwarp behind clearing counters",
-        "permute",
-        "common/counting_sort.cuh",
-        "counters[e] = 0;\n  __syncwarp();",
-        "counters[e] = 0;",
-    ),
-    bug(
-        "no __syncwarp behind loading a chunk's rows",
-        "permute",
-        "permute.cu",
-        "counters[e] = rows[e];\n  __syncwarp();",
-        "counters[e] = rows[e];",
-    ),
-    bug(
-        "id E has a row",
-        "permute",
-        "common/counting_sort.cuh",
-        "if (expert >= p.num_experts)",
-        "if (expert > p.num_experts)",
-    ),
-    bug("rank counts its own lane", "permute", "common/counting_sort.cuh", "(1u << lane) - 1", "(2u << lane) - 1"),
-    bug(
-        "rows that no slot takes are left as they were",
-        "permute",
-        "common/counting_sort.cuh",
-        "if (slot >= num_rows) permuted_idx[slot] = MASKED;",
-        "",
-    ),
-    bug(
-        "inclusive offsets",
-        "permute",
-        "common/counting_sort.cuh",
-        "rows_before + inclusive - total",
-        "rows_before + inclusive",
-    ),
-    bug("no last offset", "permute", "common/counting_sort.cuh", "expert_offsets[p.num_experts] = rows_before;", ";"),
-];
 
 const COMBINE: &[Bug] = &[
     bug("a masked slot's row is read", "combine", "common/token_sum.cuh", "if (row == MASKED) return;", ""),
@@ -166,93 +91,6 @@ const ROUTER_LOGITS: &[Bug] = &[
         "common/warp.cuh",
         "x += __shfl_xor_sync(ALL_LANES, x, distance);",
         "x += __shfl_down_sync(ALL_LANES, x, distance - 1);",
-    ),
-];
-
-const ROUTE: &[Bug] = &[
-    bug("the highest of equal ids", "route", "common/order.cuh", "if (key > best.key)", "if (key >= best.key)"),
-    bug("a picked expert stays in the choice", "route", "common/route_rule.cuh", "keys[best] = 0;", ""),
-    bug(
-        "a NaN orders above everything",
-        "route",
-        "common/order.cuh",
-        "if ((bits & 0x7fffffffu) > 0x7f800000u) bits = 0xff800000u;",
-        "",
-    ),
-    bug("softmax without its maximum", "route", "common/route_rule.cuh", "return expf(x - top)", "return expf(x)"),
-    bug(
-        "the selection bias is ignored",
-        "route",
-        "common/route_rule.cuh",
-        "(by_score ? score(x, over_all) : x) + bias",
-        "(by_score ? score(x, over_all) : x)",
-    ),
-    bug("one group too many", "route", "common/route_rule.cuh", "ahead >= p.topk_groups", "ahead > p.topk_groups"),
-];
-
-const ROUTE_SELECTIONS: &[Bug] = &[
-    bug(
-        "of equal keys the last tokens are taken",
-        "route_expert_choice",
-        "route_expert_choice.cu",
-        "token_key == key && token < end",
-        "token_key == key && token >= end",
-    ),
-    bug(
-        "an expert takes one token too few",
-        "route_expert_choice",
-        "route_expert_choice.cu",
-        ">= p.tokens_per_expert;",
-        "> p.tokens_per_expert;",
-    ),
-    bug(
-        "both steps' counts in the same place",
-        "route_expert_choice",
-        "route_expert_choice.cu",
-        "words + shift / 2 % 2 * 96",
-        "words",
-    ),
-    bug(
-        "no barrier before factors change",
-        "route_sinkhorn",
-        "route_sinkhorn.cu",
-        "add_row(p, token, factors, mine);\n    __syncthreads();",
-        "add_row(p, token, factors, mine);",
-    ),
-    bug(
-        "rows are not scaled",
-        "route_sinkhorn",
-        "route_sinkhorn.cu",
-        "sums[e].add(row[e] * scale)",
-        "sums[e].add(row[e])",
-    ),
-    bug(
-        "a chunk's probabilities without their last",
-        "route_figures",
-        "route_figures.cu",
-        "token < end; token += SUM_WARPS",
-        "token + 1 < end; token += SUM_WARPS",
-    ),
-    bug(
-        "a chunk's slots counted by all its warps",
-        "route_figures",
-        "route_figures.cu",
-        "slot < end_slot; slot += SUM_WARPS",
-        "slot < end_slot; slot += 1",
-    ),
-    bug(
-        "slots are sorted before all are routed",
-        "route_permute",
-        "route_permute.cu",
-        "__syncthreads();\n  permute_block",
-        "permute_block",
-    ),
-    bug(
-        "every warp routes in the memory of the first",
-        "route_permute",
-        "route_permute.cu",
-        "shared + warp_id() * token_words",
-        "shared + 0 * token_words",
     ),
 ];
 
@@ -348,8 +186,9 @@ const SIMT: &[Bug] = &[
 
 /// A trial for each bug; they need the nvcc that the crate was built with.
 pub fn trials() -> Vec<Trial> {
-    [PERMUTE, COMBINE, ROUTER_LOGITS, ROUTE, ROUTE_SELECTIONS, DECODE, DECODE_COMBINE, SIMT, mma::MMA, wgmma::WGMMA]
+    [routing::PERMUTE, routing::ROUTE, routing::SELECTIONS, routing::LANES, routing::ROUTE_PERMUTE]
         .into_iter()
+        .chain([COMBINE, ROUTER_LOGITS, DECODE, DECODE_COMBINE, SIMT, mma::MMA, wgmma::WGMMA])
         .flatten()
         .map(|bug| Trial::ignorable_test(format!("planted/{}: {}", bug.kernels, bug.what), move || check(bug)))
         .collect()
@@ -376,7 +215,7 @@ fn check(bug: &'static Bug) -> Result<Completion, Failed> {
 
 fn tests(kernels: &str) -> &'static [&'static [Test]] {
     match kernels {
-        "permute" => &[permute::TESTS],
+        "permute" => &[permute::TESTS, route_permute::TESTS],
         "combine" => &[combine::TESTS],
         "router_logits" => &[router_logits::TESTS],
         "route" => &[route::TESTS, route::SELECTIONS],

@@ -102,7 +102,10 @@ fn aligned_lists(device: &Device, log: &mut Log) -> Result<(), Failure> {
 
 /// More than one block's: many experts, and slots that are no multiple of anything.
 fn many_slots(device: &Device, log: &mut Log) -> Result<(), Failure> {
-    for (num_tokens, num_experts, load) in [(8209, 7, Load::Masked), (10_007, 70, Load::Uniform)] {
+    let loads = [Load::Masked, Load::Uniform];
+    for (num_tokens, num_experts, load) in
+        [(8209, 7, loads[0]), (10_007, 70, loads[1]), (12_300, 300, loads[0]), (18_000, 1000, loads[1])]
+    {
         log.case(device, &Case { seed: 4, num_tokens, top_k: 1, num_experts, load }, check)?;
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! `route` against the oracle: ids exact, whatever the logits are.
 
-mod rules;
+pub mod rules;
 mod selections;
 
 use fused_moe::ops::{self, RouteArgs, RouteInputs};

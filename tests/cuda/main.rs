@@ -8,4 +8,5 @@ mod cuda_vm;
 mod engine;
 mod hardware;
 mod layers;
+mod routing;
 mod start;

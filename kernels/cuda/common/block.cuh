@@ -22,15 +22,12 @@ struct InclusiveSum {
 };
 
 __device__ __forceinline__ InclusiveSum block_inclusive_sum(uint32_t x, uint32_t* words) {
-  InclusiveSum sum = {warp_inclusive_sum(x), 0};
-  if (lane_id() == 31) words[warp_id()] = sum.mine;
+  const uint32_t mine = warp_inclusive_sum(x);
+  if (lane_id() == 31) words[warp_id()] = mine;
   __syncthreads();
-  uint32_t before = 0;
-  for (uint32_t w = 0; w < num_warps(); w++) {
-    if (w == warp_id()) before = sum.all;
-    sum.all += words[w];
-  }
+  // Every warp adds up all warps' sums, a lane each.
+  const uint32_t warps = warp_inclusive_sum(lane_id() < num_warps() ? words[lane_id()] : 0);
   __syncthreads();
-  sum.mine += before;
-  return sum;
+  const uint32_t before = __shfl_sync(ALL_LANES, warps, max(warp_id(), 1u) - 1);
+  return {mine + (warp_id() == 0 ? 0 : before), __shfl_sync(ALL_LANES, warps, 31)};
 }

@@ -3,73 +3,106 @@
 #include "block.cuh"
 #include "params.cuh"
 
-// Calls `place(slot, row)` for each slot of a chunk, row MASKED where the slot has no expert; `counters` are this warp's.
+// Consecutive slots.
+struct Slots {
+  uint32_t begin;
+  uint32_t end;
+};
+
+__device__ __forceinline__ Slots chunk_of(const PermuteParams& p, uint32_t chunk) {
+  const uint32_t begin = chunk * p.slots_per_chunk;
+  return {begin, min(begin + p.slots_per_chunk, p.num_slots)};
+}
+
+// Warps of a block that have slots.
+__device__ __forceinline__ uint32_t warps_of_chunk(const PermuteParams& p) {
+  return (p.slots_per_chunk + p.slots_per_warp - 1) / p.slots_per_warp;
+}
+
+// This warp's part of a chunk.
+__device__ __forceinline__ Slots warps_part(const PermuteParams& p, Slots chunk) {
+  const uint32_t begin = min(chunk.begin + warp_id() * p.slots_per_warp, chunk.end);
+  return {begin, min(begin + p.slots_per_warp, chunk.end)};
+}
+
+// MASKED of a slot that is none of `part` or has no expert.
+__device__ __forceinline__ uint32_t expert_of(const PermuteParams& p, Slots part, uint32_t slot) {
+  const uint32_t expert = slot < part.end ? at<const uint32_t>(p.topk_ids)[slot] : MASKED;
+  return expert < p.num_experts ? expert : MASKED;
+}
+
+// Calls `place(slot, row)` for each slot of `part`, row MASKED where the slot has no expert; `counters` are this warp's.
 template <typename Place>
-__device__ __forceinline__ void walk_chunk(const PermuteParams& p, uint32_t chunk, uint32_t* counters, Place place) {
+__device__ __forceinline__ void walk(const PermuteParams& p, Slots part, uint32_t* counters, Place place) {
   const uint32_t lane = lane_id(), lanes_before = (1u << lane) - 1;
-  const uint32_t first = chunk * p.slots_per_chunk;
-  for (uint32_t start = first; start < first + p.slots_per_chunk && start < p.num_slots; start += 32) {
-    const uint32_t slot = start + lane;
-    uint32_t expert = slot < p.num_slots ? at<const uint32_t>(p.topk_ids)[slot] : MASKED;
-    if (expert >= p.num_experts) expert = MASKED;
+  // The ids of the next step are under way meanwhile.
+  uint32_t next = expert_of(p, part, part.begin + lane);
+  for (uint32_t start = part.begin; start < part.end; start += 32) {
+    const uint32_t slot = start + lane, expert = next;
+    next = expert_of(p, part, slot + 32);
     const uint32_t peers = __match_any_sync(ALL_LANES, expert);
     const uint32_t rank = __popc(peers & lanes_before);
     uint32_t before = 0;
     if (expert != MASKED) before = counters[expert];
-    if (slot < p.num_slots) place(slot, expert == MASKED ? MASKED : before + rank);
+    if (slot < part.end) place(slot, expert == MASKED ? MASKED : before + rank);
     __syncwarp();
     if (expert != MASKED && rank == 0) counters[expert] = before + __popc(peers);
     __syncwarp();
   }
 }
 
-__device__ __forceinline__ void count_chunk(const PermuteParams& p, uint32_t chunk, uint32_t* counters) {
+// How many slots of `part` each expert has, to this warp's counters.
+__device__ __forceinline__ void count(const PermuteParams& p, Slots part, uint32_t* counters) {
   for (uint32_t e = lane_id(); e < p.num_experts; e += 32) counters[e] = 0;
   __syncwarp();
-  walk_chunk(p, chunk, counters, [](uint32_t, uint32_t) {});
+  walk(p, part, counters, [](uint32_t, uint32_t) {});
 }
 
-// Counts to rows, in place: 32 experts at a time, each warp its range of chunks.
-__device__ void scan_chunks(const PermuteParams& p, uint32_t* chunk_rows, uint32_t* sums) {
-  const uint32_t lane = lane_id(), warp = warp_id(), per_warp = (p.num_chunks + num_warps() - 1) / num_warps();
-  const uint32_t begin = warp * per_warp, end = min(begin + per_warp, p.num_chunks);
+// What the block has counted for the launch that places.
+__device__ __forceinline__ void write_chunk_slots(const PermuteParams& p, uint32_t chunk, const uint32_t* slots) {
+  uint16_t* chunk_slots = at<uint16_t>(p.chunk_slots) + static_cast<uint64_t>(chunk) * p.num_experts;
+  for (uint32_t e = threadIdx.x; e < p.num_experts; e += blockDim.x) chunk_slots[e] = slots[e];
+}
+
+// How many slots an expert has in the chunks before this block's, and in all.
+struct ExpertSlots {
+  uint32_t before;
+  uint32_t all;
+};
+
+// Counts of warps to the rows where each warp's slots of an expert start, in place: a thread is an expert. Returns the number
+// of rows. `words` is shared memory of a word per warp.
+template <typename SlotsOf>
+__device__ __forceinline__ uint32_t scan(const PermuteParams& p, uint32_t* counters, uint32_t* words, bool writes_offsets,
+                                         SlotsOf slots_of) {
+  const uint32_t warps = warps_of_chunk(p);
   uint32_t* expert_offsets = at<uint32_t>(p.expert_offsets);
-  uint32_t rows_before = 0;
-  for (uint32_t first = 0; first < p.num_experts; first += 32) {
-    const uint32_t e = first + lane;
+  uint32_t num_rows = 0;
+  for (uint32_t first = 0; first < p.num_experts; first += blockDim.x) {
+    const uint32_t e = first + threadIdx.x;
     const bool is_expert = e < p.num_experts;
-    uint32_t mine = 0;
-    for (uint32_t c = begin; is_expert && c < end; c++) mine += chunk_rows[c * p.num_experts + e];
-    sums[warp * 32 + lane] = mine;
-    __syncthreads();
-    uint32_t before = 0, total = 0;
-    for (uint32_t w = 0; w < num_warps(); w++) {
-      const uint32_t sum = sums[w * 32 + lane];
-      before += w < warp ? sum : 0;
-      total += sum;
-    }
-    const uint32_t inclusive = warp_inclusive_sum(total);
-    const uint32_t start = rows_before + inclusive - total;
-    if (is_expert && warp == 0) expert_offsets[e] = start;
-    uint32_t row = start + before;
-    for (uint32_t c = begin; is_expert && c < end; c++) {
-      const uint32_t count = chunk_rows[c * p.num_experts + e];
-      chunk_rows[c * p.num_experts + e] = row;
+    const ExpertSlots slots = is_expert ? slots_of(e) : ExpertSlots{0, 0};
+    const InclusiveSum sum = block_inclusive_sum(slots.all, words);
+    const uint32_t start = num_rows + sum.mine - slots.all;
+    if (is_expert && writes_offsets) expert_offsets[e] = start;
+    uint32_t row = start + slots.before;
+    for (uint32_t w = 0; is_expert && w < warps; w++) {
+      const uint32_t count = counters[w * p.num_experts + e];
+      counters[w * p.num_experts + e] = row;
       row += count;
     }
-    rows_before += __shfl_sync(ALL_LANES, inclusive, 31);
-    __syncthreads();
+    num_rows += sum.all;
   }
-  if (threadIdx.x == 0) expert_offsets[p.num_experts] = rows_before;
+  if (threadIdx.x == 0 && writes_offsets) expert_offsets[p.num_experts] = num_rows;
   __syncthreads();
+  return num_rows;
 }
 
-// `counters` hold the rows where this chunk's slots of each expert start.
-__device__ __forceinline__ void place_chunk(const PermuteParams& p, uint32_t chunk, uint32_t* counters) {
-  const uint32_t num_rows = at<const uint32_t>(p.expert_offsets)[p.num_experts];
+// Gives out the rows from this warp's `counters` on.
+__device__ __forceinline__ void place(const PermuteParams& p, Slots part, uint32_t* counters, uint32_t num_rows) {
   uint32_t* permuted_idx = at<uint32_t>(p.permuted_idx);
   uint32_t* inv_permuted_idx = at<uint32_t>(p.inv_permuted_idx);
-  walk_chunk(p, chunk, counters, [&](uint32_t slot, uint32_t row) {
+  walk(p, part, counters, [&](uint32_t slot, uint32_t row) {
     inv_permuted_idx[slot] = row;
     if (row != MASKED) permuted_idx[row] = slot;
     // What no row takes, at the end.
@@ -77,11 +110,25 @@ __device__ __forceinline__ void place_chunk(const PermuteParams& p, uint32_t chu
   });
 }
 
-// All of it in one block with at least a warp per chunk; `shared` is [warps][E] and [warps][32] words.
-__device__ __forceinline__ void permute_block(const PermuteParams& p, uint32_t* shared) {
-  uint32_t* counters = shared + warp_id() * p.num_experts;
-  count_chunk(p, warp_id(), counters);
+// One chunk, by the rows that `slots_of` leaves to it; counters are [warps that have slots][E] words, words one per warp.
+template <typename SlotsOf>
+__device__ __forceinline__ void sort_chunk(const PermuteParams& p, uint32_t chunk, uint32_t* counters, uint32_t* words,
+                                           bool writes_offsets, SlotsOf slots_of) {
+  const bool has_slots = warp_id() < warps_of_chunk(p);
+  const Slots part = warps_part(p, chunk_of(p, chunk));
+  uint32_t* mine = counters + warp_id() * p.num_experts;
+  if (has_slots) count(p, part, mine);
   __syncthreads();
-  scan_chunks(p, shared, shared + num_warps() * p.num_experts);
-  place_chunk(p, warp_id(), counters);
+  const uint32_t num_rows = scan(p, counters, words, writes_offsets, slots_of);
+  if (has_slots) place(p, part, mine, num_rows);
+}
+
+// All of it in one block; `shared` is [warps] and [warps that have slots][E] words.
+__device__ __forceinline__ void permute_block(const PermuteParams& p, uint32_t* shared) {
+  uint32_t* counters = shared + num_warps();
+  sort_chunk(p, 0, counters, shared, true, [&](uint32_t e) {
+    uint32_t all = 0;
+    for (uint32_t w = 0; w < warps_of_chunk(p); w++) all += counters[w * p.num_experts + e];
+    return ExpertSlots{0, all};
+  });
 }

@@ -58,10 +58,12 @@ struct RouteParams {
   float jitter;           // of sparse_mixer
   float noise_scale;      // standard deviation, or scale of random_second
   uint32_t renormalize_levels;  // of selection hierarchical
-  uint32_t has_disabled;        // whether a bit of the next is set
+  uint32_t has_disabled;        // whether a bit of `disabled` is set
+  uint32_t in_lanes;            // whether the rule is one of those of route_lanes.cuh
+  uint32_t lanes_per_group;     // there, where there are groups: a power of two
   uint32_t disabled[32];        // bit e of word e / 32: expert e is never chosen
 };
-static_assert(sizeof(RouteParams) == 352, "as in params.rs");
+static_assert(sizeof(RouteParams) == 360, "as in params.rs");
 
 struct CapacityParams {
   uint64_t picked_ids;   // [T, k] u32: the experts picked
@@ -136,11 +138,11 @@ struct PermuteParams {
   uint64_t expert_offsets;    // [E + 1] u32
   uint64_t permuted_idx;      // [S] u32
   uint64_t inv_permuted_idx;  // [S] u32
-  uint64_t chunk_rows;        // [chunks, E] u32, workspace
+  uint64_t chunk_slots;       // [chunks, E] u16, workspace: how many of a chunk's slots each expert has
   uint32_t num_slots;
   uint32_t num_experts;
-  uint32_t num_chunks;
-  uint32_t slots_per_chunk;  // a multiple of 32
+  uint32_t slots_per_chunk;  // all of them where one block does everything
+  uint32_t slots_per_warp;   // of a chunk; a multiple of 32
 };
 static_assert(sizeof(PermuteParams) == 56, "as in params.rs");
 
@@ -213,5 +215,8 @@ static_assert(sizeof(DecodeCombineParams) == 256, "as in params.rs");
 struct RoutePermuteParams {
   RouteParams route;
   PermuteParams permute;
+  uint64_t ticket;  // u32, 0 between launches: the blocks that are done; not there where there is one block
+  uint32_t tokens_per_block;
+  uint32_t routing_warps;  // of a block
 };
-static_assert(sizeof(RoutePermuteParams) == 408, "as in params.rs");
+static_assert(sizeof(RoutePermuteParams) == 432, "as in params.rs");

@@ -21,32 +21,21 @@ __device__ __forceinline__ Softmax softmax_over(uint32_t count, Logit logit) {
   return {top, 1.f / warp_sum(sum)};
 }
 
-// Puts the ids of the best `wanted` of `keys[0..count]` to `ids`, `stride` apart, plus `first`.
-__device__ __forceinline__ void take_best(uint32_t* keys, uint32_t count, uint32_t wanted, uint32_t* ids,
-                                          uint32_t stride, uint32_t first) {
-  Best mine = lane_best(keys, count);
-  for (uint32_t i = 0; i < wanted; i++) {
-    const uint32_t best = warp_best(mine);
-    if (lane_id() == 0) ids[i * stride] = best == MASKED ? MASKED : first + best;
-    if (best != MASKED && lane_id() == best % 32) {
-      keys[best] = 0;
-      mine = lane_best(keys, count);
-    }
-  }
-  __syncwarp();
-}
-
 // Leaves ids in `t.ids`, a group's together.
 __device__ __forceinline__ void pick_by_level(Token& t) {
   const uint32_t size = t.p.num_choices / t.p.num_groups, per_group = t.p.top_k / t.p.topk_groups;
   for (uint32_t g = lane_id(); g < t.p.num_groups; g += 32) t.group_keys[g] = order_key(group_logit(t, g));
   __syncwarp();
   // A group stands where its first expert comes to stand.
-  take_best(t.group_keys, t.p.num_groups, t.p.topk_groups, t.ids, per_group, 0);
+  take_best_of(t.group_keys, t.p.num_groups, t.p.topk_groups, [&](uint32_t i, uint32_t group) {
+    t.ids[i * per_group] = group;
+  });
   for (uint32_t i = 0; i < t.p.top_k; i += per_group) {
     const uint32_t first = t.ids[i] * size;
     __syncwarp();
-    take_best(t.keys + first, size, per_group, t.ids + i, 1, first);
+    take_best_of(t.keys + first, size, per_group, [&](uint32_t j, uint32_t expert) {
+      t.ids[i + j] = expert == MASKED ? MASKED : first + expert;
+    });
   }
 }
 

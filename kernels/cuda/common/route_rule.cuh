@@ -1,6 +1,7 @@
-// The rule of a router, from one token's logits to the experts picked and their weights; a warp works on a token.
+// The rule of a router, from one token's logits to the experts picked and their weights; a warp works on a token. The common
+// rules, over up to 256 experts, pick in registers: route_lanes.cuh.
 //
-// Per warp in shared memory: logits [E] f32, keys [E] u32, ids [max_slots] u32,
+// Per warp in shared memory, from a multiple of 16 bytes on: logits [E] f32, keys [E] u32, ids [max_slots] u32,
 // group_keys [G] u32.
 #pragma once
 #include "math.cuh"
@@ -54,10 +55,15 @@ struct Token {
     return p.has_disabled && (p.disabled[expert / 32] >> (expert % 32) & 1u);
   }
 
+  // A NaN stays one.
+  __device__ __forceinline__ float clip(float x) const {
+    return isnan(x) ? x : fminf(fmaxf(x, -p.logit_clip), p.logit_clip);
+  }
+
   // The logit by which the token is routed: finite, or NaN.
   __device__ __forceinline__ float transform(float x) const {
     if (isnan(x)) return x;
-    x = fminf(fmaxf(x, -p.logit_clip), p.logit_clip);
+    x = clip(x);
     return p.logit_softcap > 0.f ? p.logit_softcap * tanhf(x / p.logit_softcap) : x;
   }
 
@@ -73,8 +79,19 @@ struct Token {
     const uint32_t before = p.selection == SELECT_LEVELS ? p.num_groups : 0;
     const uint64_t start = static_cast<uint64_t>(token) * (before + p.num_choices) + before;
     const float* row = at<const float>(p.router_logits) + start;
+    // All loads of a step are under way before the first is waited for.
+    constexpr uint32_t STEP = 8;
+    for (uint32_t first = lane_id(); first < p.num_choices; first += 32 * STEP) {
+      float x[STEP];
+#pragma unroll
+      for (uint32_t i = 0; i < STEP; i++) x[i] = first + 32 * i < p.num_choices ? row[first + 32 * i] : 0.f;
+#pragma unroll
+      for (uint32_t i = 0; i < STEP; i++) {
+        if (first + 32 * i < p.num_choices) logits[first + 32 * i] = x[i];
+      }
+    }
     for (uint32_t e = lane_id(); e < p.num_choices; e += 32) {
-      logits[e] = is_disabled(e) ? __int_as_float(0x7fc00000) : transform(row[e]) + logit_noise(e);
+      logits[e] = is_disabled(e) ? __int_as_float(0x7fc00000) : transform(logits[e]) + logit_noise(e);
     }
     __syncwarp();
   }
@@ -131,6 +148,11 @@ struct Token {
       second = max(second, min(first, keys[e]));
       first = max(first, keys[e]);
     }
+    return group_key_of(first, second);
+  }
+
+  // Of the largest two keys of the group.
+  __device__ __forceinline__ uint32_t group_key_of(uint32_t first, uint32_t second) const {
     const bool sum = p.group_score == GROUPS_SUM_TOP2 && second != 0;
     return sum ? order_key(of_order_key(first) + of_order_key(second)) : first;
   }
@@ -155,18 +177,9 @@ struct Token {
     __syncwarp();
   }
 
-  // Leaves the ids of the best experts in `ids[first..k]`, best first, and takes them out of the choice.
+  // Leaves the ids of the best experts in `ids[first..end]`, best first, and takes them out of the choice.
   __device__ __forceinline__ void pick_best(uint32_t first, uint32_t end) {
-    Best mine = lane_best(keys, p.num_choices);
-    for (uint32_t i = first; i < end; i++) {
-      const uint32_t best = warp_best(mine);
-      if (lane_id() == 0) ids[i] = best;
-      if (best != MASKED && lane_id() == best % 32) {
-        keys[best] = 0;
-        mine = lane_best(keys, p.num_choices);
-      }
-    }
-    __syncwarp();
+    take_best_of(keys, p.num_choices, end - first, [&](uint32_t i, uint32_t id) { ids[first + i] = id; });
   }
 
   // The experts that the table has for the token's id; MASKED for one that may not be chosen.

@@ -6,6 +6,7 @@ use super::Cuda;
 use super::driver::{Driver, Kernel, LaunchConfig, StreamHandle, TiledTensor};
 use super::memory::CudaBuffer;
 use super::queue::Scratch;
+use super::tickets::Tickets;
 use crate::error::{Error, Result};
 
 /// Allocations begin on this, as the driver's do.
@@ -48,9 +49,15 @@ impl Arena {
 
 impl Cuda {
     /// A device whose allocations come from a caller's workspace, and whose work goes to a caller's stream.
-    pub(super) fn in_workspace(driver: &Arc<dyn Driver>, stream: StreamHandle, arena: Arena) -> Self {
+    pub(super) fn in_workspace(
+        driver: &Arc<dyn Driver>,
+        stream: StreamHandle,
+        tickets: &Arc<Tickets>,
+        arena: Arena,
+    ) -> Self {
         let scratch = Arc::new(Mutex::new(Scratch::Measured { bytes: 0 }));
-        Self { driver: Arc::clone(driver), stream, scratch, arena: Some(Arc::new(Mutex::new(arena))) }
+        let (driver, tickets) = (Arc::clone(driver), Arc::clone(tickets));
+        Self { driver, stream, tickets, scratch, arena: Some(Arc::new(Mutex::new(arena))) }
     }
 
     /// Memory of the workspace; it is not zeroed, as nothing of a layer's depends on that.

@@ -24,11 +24,12 @@ include!(concat!(env!("OUT_DIR"), "/cuda/images.rs"));
 mod tests {
     use super::*;
 
-    /// Where there is code for sm_90, every launch of a decoded token follows the one before, with nothing in between.
+    /// Where there is code for sm_90, every launch of a decoded token, and of routing with the permutation, follows the one
+    /// before with nothing in between.
     #[test]
     fn the_launches_of_few_tokens_follow_each_other() {
         let has_sm90 = IMAGES.iter().any(|image| !image.following.is_empty());
-        for file in ["router_logits", "route_permute", "decode", "decode_combine", "combine"] {
+        for file in ["router_logits", "route_permute", "permute", "decode", "decode_combine", "combine"] {
             for image in IMAGES.iter().filter(|image| image.file == file) {
                 let expected = if has_sm90 { image.kernels } else { &[] };
                 let mut following = image.following.to_vec();

@@ -28,6 +28,7 @@ mod route_figures;
 mod route_permute;
 mod route_sinkhorn;
 mod router_logits;
+mod tickets;
 mod tile;
 mod tuned;
 
@@ -40,6 +41,7 @@ pub use memory::CudaBuffer;
 use self::arena::Arena;
 use self::driver::{Driver, StreamHandle};
 use self::queue::{Queue, Scratch};
+use self::tickets::Tickets;
 use super::Backend;
 use crate::error::{Error, Result};
 use crate::ops::{
@@ -64,6 +66,7 @@ pub struct Cuda {
     driver: Arc<dyn Driver>,
     stream: StreamHandle,
     scratch: Arc<Mutex<Scratch>>,
+    tickets: Arc<Tickets>,
     /// Where memory comes from, if not from the driver.
     arena: Option<Arc<Mutex<Arena>>>,
 }
@@ -86,7 +89,8 @@ impl Cuda {
         check_capability(&*driver)?;
         tuned::check()?;
         let stream = driver.stream();
-        Ok(Self { driver, stream, scratch: Arc::new(Mutex::new(Scratch::Owned(None))), arena: None })
+        let tickets = Arc::new(Tickets::new(&driver, stream)?);
+        Ok(Self { driver, stream, scratch: Arc::new(Mutex::new(Scratch::Owned(None))), tickets, arena: None })
     }
 
     /// The stream that the work of this device goes to.
@@ -105,7 +109,7 @@ impl Cuda {
     }
 
     fn queue(&self) -> Queue<'_> {
-        Queue::new(&self.driver, self.stream, &self.scratch)
+        Queue::new(&self.driver, self.stream, &self.tickets, &self.scratch)
     }
 }
 

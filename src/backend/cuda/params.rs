@@ -43,7 +43,7 @@ params! {
 
 params! {
     /// Of the kernels that know the rule: `route.cu` but for `route_map`, `sinkhorn_cost`, `route_probabilities`.
-    RouteParams, 352 {
+    RouteParams, 360 {
         router_logits: u64,
         selection_bias: u64,
         token_ids: u64,
@@ -84,6 +84,8 @@ params! {
         noise_scale: f32,
         renormalize_levels: u32,
         has_disabled: u32,
+        in_lanes: u32,
+        lanes_per_group: u32,
         disabled: [u32; 32],
     }
 }
@@ -173,11 +175,11 @@ params! {
         expert_offsets: u64,
         permuted_idx: u64,
         inv_permuted_idx: u64,
-        chunk_rows: u64,
+        chunk_slots: u64,
         num_slots: u32,
         num_experts: u32,
-        num_chunks: u32,
         slots_per_chunk: u32,
+        slots_per_warp: u32,
     }
 }
 
@@ -257,9 +259,12 @@ params! {
 
 params! {
     /// Of `route_permute.cu`.
-    RoutePermuteParams, 408 {
+    RoutePermuteParams, 432 {
         route: RouteParams,
         permute: PermuteParams,
+        ticket: u64,
+        tokens_per_block: u32,
+        routing_warps: u32,
     }
 }
 

@@ -7,6 +7,7 @@ use bytemuck::Pod;
 use super::NAME;
 use super::driver::{Driver, Kernel, LaunchConfig, StreamHandle};
 use super::memory::CudaBuffer;
+use super::tickets::Tickets;
 use crate::error::{Error, Result};
 
 /// Scratch memory between the launches of one op. Later ops use it again: they are behind on the same stream.
@@ -24,13 +25,19 @@ pub(super) enum Scratch {
 pub(super) struct Queue<'a> {
     pub(super) driver: &'a Arc<dyn Driver>,
     pub(super) stream: StreamHandle,
+    pub(super) tickets: &'a Tickets,
     scratch: MutexGuard<'a, Scratch>,
 }
 
 impl<'a> Queue<'a> {
-    pub(super) fn new(driver: &'a Arc<dyn Driver>, stream: StreamHandle, scratch: &'a Mutex<Scratch>) -> Self {
+    pub(super) fn new(
+        driver: &'a Arc<dyn Driver>,
+        stream: StreamHandle,
+        tickets: &'a Tickets,
+        scratch: &'a Mutex<Scratch>,
+    ) -> Self {
         let scratch = scratch.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        Self { driver, stream, scratch }
+        Self { driver, stream, tickets, scratch }
     }
 
     /// The address of `bytes` bytes of uninitialised memory, a multiple of 256. An op asks once.

@@ -1,9 +1,9 @@
 //! The layer on an engine's own stream, memory and context: for engines that are written against CUDA.
 //!
 //! [`RawLayer::enqueue`] puts a layer's work on a stream and returns. It allocates no device memory, waits for nothing
-//! and touches no other stream, so it may be captured in a CUDA graph; the graph may be replayed with other hidden states
-//! and so other routing, which stays on the device. What it needs between the steps is in a workspace of
-//! [`RawLayer::workspace_bytes`] that the caller gives.
+//! and touches no other stream, so it may be captured in a CUDA graph; as long as the layer or its [`Cuda`] is there, the
+//! graph may be replayed with other hidden states and so other routing, which stays on the device. What it needs between the
+//! steps is in a workspace of [`RawLayer::workspace_bytes`] that the caller gives.
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use super::arena::{Arena, Measuring};
 use super::driver::{Driver, StreamHandle};
 use super::memory::CudaBuffer;
 use super::queue::unsupported;
+use super::tickets::Tickets;
 use crate::backend::{Backend, Device};
 use crate::config::MoeConfig;
 use crate::error::{Error, Result};
@@ -115,6 +116,7 @@ pub struct RawCall {
 #[derive(Debug)]
 pub struct RawLayer<'w> {
     driver: Arc<dyn Driver>,
+    tickets: Arc<Tickets>,
     config: MoeConfig,
     weights: MoeWeights<RawTensor<'w>>,
     options: LayerOptions,
@@ -135,7 +137,8 @@ impl<'w> RawLayer<'w> {
         config.validate()?;
         weights.check(&Device::new(cuda.clone()), &config)?;
         let driver = Arc::clone(&cuda.driver);
-        Ok(Self { driver, config, weights, options: LayerOptions::default(), io_dtype })
+        let tickets = Arc::clone(&cuda.tickets);
+        Ok(Self { driver, tickets, config, weights, options: LayerOptions::default(), io_dtype })
     }
 
     /// The same layer, run as `options` say.
@@ -164,7 +167,8 @@ impl<'w> RawLayer<'w> {
 
     fn measure(&self, num_tokens: usize, max_tokens: usize) -> Result<usize> {
         let driver: Arc<dyn Driver> = Arc::new(Measuring(Arc::clone(&self.driver)));
-        let cuda = Cuda::in_workspace(&driver, StreamHandle::PER_THREAD, Arena::measuring());
+        // No tickets: what is done without takes more scratch memory.
+        let cuda = Cuda::in_workspace(&driver, StreamHandle::PER_THREAD, &Arc::default(), Arena::measuring());
         let weights = self.weights.try_map(|tensor| Ok::<_, Error>(tensor.on(&driver)))?;
         // Any address: nothing is launched.
         let routing = [RawRouting::Router, RawRouting::Logits { router_logits: 256 }];
@@ -196,7 +200,7 @@ impl<'w> RawLayer<'w> {
             }
         }
         let arena = Arena::new(call.workspace, call.workspace_bytes);
-        let cuda = Cuda::in_workspace(&self.driver, call.stream, arena);
+        let cuda = Cuda::in_workspace(&self.driver, call.stream, &self.tickets, arena);
         let weights = self.weights.try_map(|tensor| Ok::<_, Error>(tensor.as_view()))?;
         self.run(&cuda, &self.driver, weights, call, call.num_tokens).map(drop)
     }

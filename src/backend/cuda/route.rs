@@ -11,7 +11,7 @@ use super::{route_capacity, route_expert_choice, route_figures, route_sinkhorn};
 use crate::backend::kernel_args::{groups, score_code, weight_code};
 use crate::error::Result;
 use crate::ops::RouteArgs;
-use crate::routing::{GroupScore, NoiseKind, RouterConfig, Selection};
+use crate::routing::{GroupScore, NoiseKind, RouterConfig, ScoreFunction, Selection};
 
 const ROUTE: Kernel = Kernel { file: "route", name: "route" };
 const PICK: Kernel = Kernel { file: "route", name: "route_pick" };
@@ -20,6 +20,9 @@ const MAP: Kernel = Kernel { file: "route", name: "route_map" };
 
 /// Shared memory that a block has on every device without asking for more.
 pub(super) const SHARED_BYTES: usize = 48 << 10;
+
+/// Experts of a lane in kernels/cuda/common/route_lanes.cuh.
+const PER_LANE: usize = 8;
 
 /// Experts whose states or map fit a kernel's parameters.
 const MAX_LISTED: usize = 1024;
@@ -145,7 +148,7 @@ pub(super) fn weigh(queue: &Queue<'_>, params: &RouteParams) -> Result<()> {
 
 /// Words of shared memory that a warp needs.
 pub(super) fn words(params: &RouteParams) -> usize {
-    2 * params.num_choices as usize + (params.max_slots + params.num_groups) as usize
+    (2 * params.num_choices as usize + (params.max_slots + params.num_groups) as usize).next_multiple_of(4)
 }
 
 /// A warp per token, as many to a block as have room.
@@ -168,6 +171,7 @@ pub(super) fn params(args: &mut RouteArgs<'_>) -> Result<RouteParams> {
     let (num_groups, topk_groups) = groups(config);
     // Of two levels, the logits of the groups come first.
     let num_choices = args.router_logits.dims()[1] - config.num_group_logits();
+    let lanes_per_group = lanes_per_group(config, num_choices, args.selection_bias.is_some());
     let renormalize = config.renormalize.unwrap_or_default();
     let (noise, noise_scale) = match config.noise.map(|noise| noise.kind) {
         // Jitter is on the router's input.
@@ -217,9 +221,28 @@ pub(super) fn params(args: &mut RouteArgs<'_>) -> Result<RouteParams> {
         jitter: if let Selection::SparseMixer { jitter } = config.selection { jitter } else { 0.0 },
         renormalize_levels: matches!(config.selection, Selection::Hierarchical { renormalize_levels: true, .. }).into(),
         has_disabled: (0..config.expert_states.len()).any(|e| config.is_disabled(e)).into(),
+        in_lanes: lanes_per_group.is_some().into(),
+        lanes_per_group: count("lanes", lanes_per_group.unwrap_or(0))?,
         disabled: disabled(config),
         ..RouteParams::zeroed()
     })
+}
+
+/// Lanes that a group of experts takes in kernels/cuda/common/route_lanes.cuh, where all experts count as one where there
+/// are no groups; `None` where the rule is not one of those there.
+fn lanes_per_group(config: &RouterConfig, num_choices: usize, has_bias: bool) -> Option<usize> {
+    let by_score = has_bias || config.groups.is_some_and(|groups| groups.score == GroupScore::SumTop2);
+    let common = matches!(config.selection, Selection::TopK | Selection::Sinkhorn { .. })
+        && !matches!(config.noise.map(|noise| noise.kind), Some(kind) if !matches!(kind, NoiseKind::InputJitter { .. }))
+        && config.logit_softcap.is_none()
+        && !(by_score && config.score == ScoreFunction::SqrtSoftplus)
+        && !(0..config.expert_states.len()).any(|e| config.is_disabled(e));
+    if !common || num_choices > 32 * PER_LANE {
+        return None;
+    }
+    let Some(groups) = config.groups else { return Some(32) };
+    let lanes = num_choices / groups.num_groups / PER_LANE;
+    (lanes.is_power_of_two() && lanes * groups.num_groups * PER_LANE == num_choices).then_some(lanes)
 }
 
 /// One bit for each expert that is never chosen.
@@ -252,7 +275,7 @@ fn map_experts(queue: &Queue<'_>, config: &RouterConfig, route: &RouteParams, nu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::routing::{Capacity, CapacityLimit, ExpertState};
+    use crate::routing::{Capacity, CapacityLimit, ExpertState, GroupLimit, Noise};
 
     #[test]
     fn a_disabled_expert_is_its_bit() {
@@ -263,6 +286,29 @@ mod tests {
         config.expert_states[2] = ExpertState::Frozen;
         let bits = disabled(&config);
         assert_eq!((bits[0], bits[1], bits[2]), (0, 2, 1));
+    }
+
+    #[test]
+    fn common_rules_run_in_lanes() {
+        let lanes = |num_groups: usize, num_choices| {
+            let groups = GroupLimit { num_groups, topk_groups: 1, score: GroupScore::SumTop2 };
+            let groups = (num_groups > 0).then_some(groups);
+            let config = RouterConfig { groups, score: ScoreFunction::Sigmoid, ..RouterConfig::softmax_top_k(2) };
+            lanes_per_group(&config, num_choices, true)
+        };
+        assert_eq!([lanes(0, 8), lanes(0, 256), lanes(0, 257)], [Some(32), Some(32), None]);
+        assert_eq!([lanes(8, 256), lanes(4, 32), lanes(1, 256)], [Some(4), Some(1), Some(32)]);
+        // Groups that end within a lane, and of no power of two.
+        assert_eq!([lanes(8, 160), lanes(8, 32), lanes(2, 48)], [None; 3]);
+        let common = RouterConfig::softmax_top_k(2);
+        for config in [
+            RouterConfig { logit_softcap: Some(30.0), ..common.clone() },
+            RouterConfig { selection: Selection::Hash { seed: 1 }, ..common.clone() },
+            RouterConfig { expert_states: vec![ExpertState::Disabled], ..common.clone() },
+            RouterConfig { noise: Some(Noise { kind: NoiseKind::GumbelSecond, seed: 1 }), ..common },
+        ] {
+            assert_eq!(lanes_per_group(&config, 8, false), None, "{config:?}");
+        }
     }
 
     #[test]
