@@ -36,7 +36,7 @@ SMOKE = {"presets": "qwen3-30b-a3b,deepseek-v3", "tokens": "1,5,40"}
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ours", help="the program ours-gpu")
-    parser.add_argument("--ours-device", default="ptx-vm", help="with --device cpu: ptx-vm, ptx-vm-sm90 or cpu")
+    parser.add_argument("--ours-device", default="ptx-vm-sm90", help="with --device cpu; ptx-vm or cpu, too")
     parser.add_argument("--peers-dir", default=".peers", help="what gpu_peers/fetch brought")
     parser.add_argument("--out", default="gpu-results")
     parser.add_argument("--report", type=Path, metavar="OUT")

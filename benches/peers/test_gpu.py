@@ -155,6 +155,8 @@ class Report(unittest.TestCase):
         for mode in ("host clock", "cpu", "cpu graph"):
             record(folder, ROWS + [row(plan.OURS, "layer", 2, 5.0) | {"mode": mode}])
             self.assertRaises(SystemExit, report.keep, folder, self.folder / "other")
+            report.write(folder)
+            self.assertTrue((folder / "table.md").read_text().startswith("# A try without a GPU"))
             self.assertIn("Not measured yet", report.readme_section(self.folder / "record")[0])
 
     def test_a_run_goes_on_behind_its_own_rows_alone(self):

@@ -147,7 +147,8 @@ def failures(record):
 def document(record):
     """table.md."""
     ceilings = f"dense bf16 {record.dense or 0:.0f} TFLOP/s, device copy {record.copy or 0:.0f} GB/s (read and written)"
-    out = ["# Layers on one GPU, beside other projects and the ceilings of the same run", ""]
+    title = "Layers on one GPU, beside other projects and the ceilings of the same run"
+    out = ["# " + (title if on_gpu(record) else "A try without a GPU: no time here means anything"), ""]
     out += [f"- {name}: {value}" for name, value in record.about.items()] + [f"- ceilings: {ceilings}", ""]
     out += [
         f"Of ceiling: of the copy bandwidth up to T = {DECODE}, of the dense rate above. In brackets and with the best",
