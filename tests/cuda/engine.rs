@@ -134,21 +134,34 @@ fn a_call_allocates_nothing_waits_for_nothing_and_keeps_to_its_stream() {
     }
 }
 
-/// One token is four launches: logits, routing with the plan, first projection with activation, second with combine.
-#[test]
-fn a_token_is_four_launches() {
+/// The launches of a layer.
+fn launches(num_tokens: usize) -> Vec<&'static str> {
     let vm = Vm::sm80();
     let device = Device::new(Cuda::new(vm.clone()).expect("the build has kernels"));
-    let hidden_states = random(5, Spec::SMALL.hidden_size);
+    let hidden_states = random(5, num_tokens * Spec::SMALL.hidden_size);
     let answer = Spec::SMALL.run(&device, &hidden_states);
+    let error = relative_error(&answer.output, &Spec::SMALL.expected(&hidden_states));
+    assert!(error <= 5e-3, "{num_tokens} tokens: {error:e}");
     let kernel = |work: &Recorded| match work {
         Recorded::Launch { kernel, .. } => Some(kernel.name),
         Recorded::Zero { .. } => None,
     };
-    let launches: Vec<&str> = vm.take_calls().launches.iter().filter_map(kernel).collect();
-    assert_eq!(launches, ["router_logits", "route_permute", "decode_bf16", "decode_combine_bf16"]);
-    let error = relative_error(&answer.output, &Spec::SMALL.expected(&hidden_states));
-    assert!(error <= 5e-3, "{error:e}");
+    vm.take_calls().launches.iter().filter_map(kernel).collect()
+}
+
+/// One token is four launches: logits, routing with the plan, first projection with activation, second with combine.
+#[test]
+fn a_token_is_four_launches() {
+    assert_eq!(launches(1), ["router_logits", "route_permute", "decode_bf16", "decode_combine_bf16"]);
+}
+
+/// Each of the two projections is a launch, and so is combine.
+#[test]
+fn up_to_256_tokens_are_routed_and_sorted_in_a_launch() {
+    let (one, two) = (launches(256), launches(257));
+    assert_eq!(one[..2], ["router_logits", "route_permute"]);
+    assert_eq!(two[..3], ["router_logits", "route_count", "permute_place"]);
+    assert_eq!((one.len(), two.len()), (5, 6));
 }
 
 /// What a CUDA graph does: the same launches again, with other hidden states and so other routing in the same memory.
@@ -156,19 +169,22 @@ fn a_token_is_four_launches() {
 fn recorded_launches_are_replayed_with_changed_routing() {
     let engine = Engine::new();
     let layer = engine.layer();
-    let first = random(20, 6 * HIDDEN);
-    let call = engine.call(&layer, &first);
-    engine.vm.take_calls();
-    // SAFETY: the memory of `call` is of these sizes.
-    unsafe { layer.enqueue(&call) }.unwrap();
-    let graph: Vec<Recorded> = engine.vm.take_calls().launches;
-    engine.check(&call, &first);
-    for seed in 21..24 {
-        let other = random(seed, first.len());
-        // SAFETY: the call's own memory.
-        unsafe { engine.vm.copy_to_device(call.hidden_states, f32_bytes(&other), STREAM) }.unwrap();
-        engine.vm.replay(&graph).unwrap();
-        engine.check(&call, &other);
+    // Routed by one block, by several, and in a launch before the one that sorts.
+    for num_tokens in [6, 70, 260] {
+        let first = random(20, num_tokens * HIDDEN);
+        let call = engine.call(&layer, &first);
+        engine.vm.take_calls();
+        // SAFETY: the memory of `call` is of these sizes.
+        unsafe { layer.enqueue(&call) }.unwrap();
+        let graph: Vec<Recorded> = engine.vm.take_calls().launches;
+        engine.check(&call, &first);
+        for seed in 21..24 {
+            let other = random(seed, first.len());
+            // SAFETY: the call's own memory.
+            unsafe { engine.vm.copy_to_device(call.hidden_states, f32_bytes(&other), STREAM) }.unwrap();
+            engine.vm.replay(&graph).unwrap();
+            engine.check(&call, &other);
+        }
     }
 }
 
