@@ -2,9 +2,9 @@
 //
 //   output[r] = epilogue(slot_scale * input[row(r)] · weight[e] + bias[e])   for the rows r of each expert e
 //
-//   weight [E, N, K] and input [M, K]: both bf16 or both f16, rows of 16-byte multiples; sums are f32
+//   weight [E, N, K] or [E, K, N] and input [M, K]: both bf16 or both f16, rows of 16-byte multiples; sums are f32
 //   output [R, n_out]: f32, bf16 or f16, n_out a multiple of 8
-// Weights [E, K, N], other types and odd sizes run in grouped_gemm_sm80.cu.
+// Few rows per expert run in grouped_gemm_swap_ab_sm90.cu, other types and odd sizes in grouped_gemm_sm80.cu.
 //
 // Grid: persistent, one block per SM, tiles numbered over experts from offsets on the device (common/tiles.cuh).
 // Tiles (rows x columns of the product), stages of 64 along K, and what each consumer multiplies:
@@ -14,63 +14,51 @@
 // Blocks of a cluster take tiles of the same columns and neighbouring rows: each has the copy engine fetch half of the
 // weights and write them to both. Where an expert's rows leave one tile over, they take two tiles of columns of it.
 //
-// Few rows waste products but not time: a stage of 64x256 is 512 cycles of the tensor cores, and memory takes four times
-// as long to bring its weights. So there is no smaller tile. Every sum runs along K in the same order in each of them, so that results do not depend on which is chosen.
+// Every sum runs along K in the same order in each of them: results do not depend on which is chosen. 64x256 is for callers
+// who count on that when rows are few.
 //
 // Thread roles, one warpgroup each: a producer (40 registers) fills stages, two consumers (232) multiply them.
 //   producer   gathers the tile's rows through the plan, 16 bytes a thread and cp.async; its first thread has the copy
 //              engine fetch weights: boxes of 64 along K out of one 4-D tensor map, the expert a coordinate, gate and up
-//              another. Rows past the expert's last and columns past K become zeros; nothing is padded in memory.
+//              another; and rows, where they lie as the output's do. Rows past the expert's last and columns past K become
+//              zeros, or do no harm; nothing is padded in memory.
 //   consumers  wgmma on stage i while stage i - 1's products finish, then the epilogue out of registers.
-// With a gate, a consumer's columns are half gate, half up projection of the same outputs: one thread has both.
+// With a gate, a consumer's columns are half gate, half up projection of the same outputs, or take turns: one thread has
+// both.
 //
 // A stage has two barriers. `full` takes an arrival of each producer thread when its copies have landed, one with the
 // number of bytes that the copy engine brings, and those bytes. `empty` takes one of each consumer warp of the cluster. A
-// thread that waits for the n-th filling waits for parity n % 2. What cp.async wrote is of the generic proxy, what wgmma reads of the
-// async one: consumers fence between.
+// thread that waits for the n-th filling waits for parity n % 2. What cp.async wrote is of the generic proxy, what wgmma
+// reads of the async one: consumers fence between.
 //
-// Shared memory (dynamic): stages, each rows [BM][64] and weights [BN][64] in rows of 128 bytes whose chunks of 16 are
-// swizzled (chunk c of row r lies at c ^ r % 8); full and empty barriers; tiles before each expert [E + 1] u32.
+// Shared memory (dynamic): stages, as in common/wgmma_stage.cuh; full and empty barriers; tiles before each expert
+// [E + 1] u32.
 //
 // A 128x256 stage is 2 * 128 * 256 * 64 = 4.2 MFLOP, 1024 cycles of an SM's tensor cores (4096 FLOP a cycle), and 32 KiB
-// from the L2, 32 bytes a cycle (48 without the cluster). Registers: 384 threads at 168, a whole SM. Predicted for qwen3-30b-a3b (E 128, k 8, H
-// 2048, I 768) at T = 8192, 512 rows an expert: 412 + 206 GFLOP, 0.77 ms at the 798 TFLOP/s of a dense product; with the
-// epilogue's 5 to 10 % and the last rows' tiles half empty (a ninth of all), 0.95 ms.
-#include "common/tiles.cuh"
+// from the L2, 32 bytes a cycle (48 without the cluster). Registers: 384 threads at 168, a whole SM. Predicted for
+// qwen3-30b-a3b (E 128, k 8, H 2048, I 768) at T = 8192, 512 rows an expert: 412 + 206 GFLOP, 0.77 ms at the 798 TFLOP/s of
+// a dense product; with the epilogue's 5 to 10 % and the last rows' tiles half empty (a ninth of all), 0.95 ms.
 #include "common/wgmma_epilogue.cuh"
+#include "common/wgmma_stage.cuh"
 #include "ptx/cluster.cuh"
-#include "ptx/cp_async.cuh"
-#include "ptx/mbarrier.cuh"
-#include "ptx/tma.cuh"
-#include "ptx/wgmma.cuh"
 
 namespace {
 
-constexpr uint32_t DEPTH = 64, WARPGROUP = 128, CONSUMERS = 2;
+constexpr uint32_t CONSUMERS = 2;
 
 extern __shared__ __align__(1024) uint8_t shared[];
 
-// A place in the ring of stages, and the parity of its filling.
-template <uint32_t STAGES>
-struct Position {
-  uint32_t stage = 0, parity = 0;
-
-  __device__ __forceinline__ void advance() {
-    stage = stage + 1 == STAGES ? 0 : stage + 1;
-    parity ^= stage == 0;
-  }
-};
-
-template <typename T, uint32_t BM, uint32_t BN, uint32_t STAGES, uint32_t CLUSTER>
+template <typename T, Layout LAYOUT, uint32_t BM, uint32_t BN, uint32_t STAGES, uint32_t CLUSTER>
 struct Wgmma {
-  static constexpr uint32_t ROW_BYTES = BM * DEPTH * 2, STAGE_BYTES = ROW_BYTES + BN * DEPTH * 2;
+  static constexpr uint32_t ROW_BYTES = BM * DEPTH * 2, WEIGHT_BYTES = BN * DEPTH * 2;
+  static constexpr uint32_t STAGE_BYTES = ROW_BYTES + WEIGHT_BYTES;
   // Consumers lie side by side where a tile has rows for one only.
   static constexpr uint32_t CONSUMERS_M = BM / 64, CONSUMERS_N = CONSUMERS / CONSUMERS_M, WN = BN / CONSUMERS_N;
-  // Boxes of weights: for each consumer side by side gate and up, or the two halves of its columns.
-  static constexpr uint32_t BOXES = 2 * CONSUMERS_N, BOX_ROWS = WN / 2, BOX_BYTES = BOX_ROWS * DEPTH * 2;
-  static constexpr uint32_t COPIES = BM * DEPTH * 2 / 16 / WARPGROUP;
+  // Parts of weights: for each consumer side by side gate and up, or the two halves of its columns.
+  static constexpr uint32_t PARTS = 2 * CONSUMERS_N, PART = WN / 2, PART_BYTES = PART * DEPTH * 2;
   using Ring = Position<STAGES>;
-  static_assert(CLUSTER == 1 || CLUSTER == BOXES, "each block of a cluster fetches one box for all");
+  using Rows = RowCopies<T, BM, WARPGROUP>;
+  static_assert(CLUSTER == 1 || CLUSTER == PARTS, "each block of a cluster fetches one part for all");
 
   // What a block does of a cluster's tile.
   struct Part : Tile {
@@ -97,45 +85,24 @@ struct Wgmma {
     ptx::prefetch_tensor_map(params.weight_map);
   }
 
-  // The rows that this thread copies a chunk of: number threadIdx.x / 8 of each 16.
-  __device__ __forceinline__ void find_rows(uint32_t (&rows)[COPIES], const Tile& tile) const {
-#pragma unroll
-    for (uint32_t i = 0; i < COPIES; i++) {
-      const uint32_t row = tile.row + i * 16 + threadIdx.x / 8;
-      rows[i] = row < tile.row_end ? static_cast<uint32_t>(input_row(p, row).row) : MASKED;
-    }
-  }
-
-  __device__ __forceinline__ void copy_rows(const uint32_t (&rows)[COPIES], uint32_t stage, uint32_t k) const {
-    const uint32_t row = threadIdx.x / 8, chunk = threadIdx.x % 8, column = k + chunk * 8;
-    const uint32_t target = stage + row * 128 + ((chunk ^ row % 8) << 4);
-#pragma unroll
-    for (uint32_t i = 0; i < COPIES; i++) {
-      const bool there = rows[i] != MASKED && column < p.k;
-      const T* source = at<const T>(p.input) + (there ? static_cast<uint64_t>(rows[i]) * p.k + column : 0);
-      ptx::cp_async_16(target + i * 16 * 128, source, there ? 16 : 0);
-    }
-  }
-
-  __device__ __forceinline__ void copy_box(const Part& tile, uint32_t box, uint32_t stage, uint32_t barrier,
-                                           uint32_t k) const {
-    const bool gated = p.gate != GATE_NONE;
-    const uint32_t target = stage + ROW_BYTES + box * BOX_BYTES;
-    const uint32_t column = tile.column_tile * (gated ? BN / 2 : BN) + (gated ? box / 2 : box) * BOX_ROWS;
-    const uint32_t half = gated ? box % 2 ^ (p.gate == UP_THEN_GATE ? 1 : 0) : 0;
-    if (tile.shares_weights) {
-      constexpr uint16_t ALL = (1 << CLUSTER) - 1;
-      ptx::tma_load_4d_multicast(target, params.weight_map, barrier, ALL, k, column, half, tile.expert);
-    } else {
-      ptx::tma_load_4d(target, params.weight_map, barrier, k, column, half, tile.expert);
-    }
+  __device__ __forceinline__ void copy_part(const Part& tile, uint32_t part, uint32_t stage, uint32_t barrier, uint32_t k,
+                                            uint16_t blocks) const {
+    const uint32_t target = stage + ROW_BYTES + part * PART_BYTES;
+    WeightPart<LAYOUT, PART>(p, tile, BN, part).copy(params.weight_map, target, barrier, k, blocks);
   }
 
   __device__ __forceinline__ void copy_weights(const Part& tile, uint32_t stage, uint32_t barrier, uint32_t k) const {
-    ptx::mbarrier_arrive_expect_tx(barrier, BN * DEPTH * 2);
-    if (tile.shares_weights) return copy_box(tile, ptx::cluster_rank(), stage, barrier, k);
+    constexpr uint16_t ALL = (1 << CLUSTER) - 1;
+    if (tile.shares_weights) return copy_part(tile, ptx::cluster_rank(), stage, barrier, k, ALL);
 #pragma unroll
-    for (uint32_t box = 0; box < BOXES; box++) copy_box(tile, box, stage, barrier, k);
+    for (uint32_t part = 0; part < PARTS; part++) copy_part(tile, part, stage, barrier, k, 0);
+  }
+
+  // What the copy engine brings of a stage.
+  __device__ __forceinline__ void copy_boxes(const Part& tile, uint32_t stage, uint32_t barrier, uint32_t k) const {
+    ptx::mbarrier_arrive_expect_tx(barrier, WEIGHT_BYTES + (has_own_rows(p) ? ROW_BYTES : 0));
+    copy_weights(tile, stage, barrier, k);
+    if (has_own_rows(p)) ptx::tma_load_4d(stage, params.input_map, barrier, k, tile.row, 0, 0);
   }
 
   __device__ __forceinline__ void wait_until_empty(const Ring& at) const {
@@ -146,13 +113,13 @@ struct Wgmma {
   }
 
   __device__ __forceinline__ void produce(const Part& tile, Ring& at) const {
-    uint32_t rows[COPIES];
-    find_rows(rows, tile);
+    Rows rows;
+    if (!has_own_rows(p)) rows.find(p, tile, threadIdx.x);
     for (uint32_t k = 0; k < p.k; k += DEPTH, at.advance()) {
       wait_until_empty(at);
       const uint32_t stage = stages + at.stage * STAGE_BYTES, barrier = full + at.stage * 8;
-      if (threadIdx.x == 0) copy_weights(tile, stage, barrier, k);
-      copy_rows(rows, stage, k);
+      if (threadIdx.x == 0) copy_boxes(tile, stage, barrier, k);
+      if (!has_own_rows(p)) rows.copy(p, stage, k, threadIdx.x);
       ptx::cp_async_mbarrier_arrive(barrier);
     }
   }
@@ -170,11 +137,11 @@ struct Wgmma {
       ptx::mbarrier_wait(full + at.stage * 8, at.parity);
       ptx::fence_proxy_async();
       const uint32_t stage = stages + at.stage * STAGE_BYTES;
-      const uint64_t a = ptx::wgmma_operand(stage + rows), b = ptx::wgmma_operand(stage + weights);
+      const uint64_t a = ptx::wgmma_operand(stage + rows), b = weight_operand<LAYOUT>(stage + weights);
       ptx::wgmma_fence();
 #pragma unroll
       for (uint32_t step = 0; step < DEPTH / 16; step++) {
-        ptx::wgmma(T(), sums, a + step * 2, b + step * 2, (k | step) != 0);
+        ptx::wgmma<false, (LAYOUT != NK)>(T(), sums, a + step * 2, b + step * WEIGHT_STEP<LAYOUT>, (k | step) != 0);
       }
       ptx::wgmma_commit();
       // All products but these are done: the stage before is free.
@@ -195,7 +162,7 @@ struct Wgmma {
     const uint32_t column = tile.column_tile * BN + consumer / CONSUMERS_M * WN;
     const SumsPlace place = {tile.expert, first_row + lane_id() / 4, tile.row_end,
                              p.gate == GATE_NONE ? column : column / 2};
-    write_sums(p, place, sums);
+    write_sums<LAYOUT == KN_PAIRS>(p, place, sums);
   }
 
   // Of the tile of CLUSTER * BM rows: this block's rows, or, of as few as one block's, this block's columns.
@@ -242,16 +209,20 @@ struct Wgmma {
 
 }  // namespace
 
-#define KERNEL(NAME, T, BM, BN, STAGES, CLUSTER)                                                             \
+#define KERNEL(NAME, T, LAYOUT, BM, BN, STAGES, CLUSTER)                                                          \
   extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__((CONSUMERS + 1) * WARPGROUP, 1) \
-      grouped_gemm_sm90_##NAME##_##BM##x##BN(const __grid_constant__ GroupedGemmSm90Params p) {              \
-    Wgmma<T, BM, BN, STAGES, CLUSTER>(p).run();                                                              \
+      grouped_gemm_sm90_##NAME##_##BM##x##BN(const __grid_constant__ GroupedGemmSm90Params p) {               \
+    Wgmma<T, LAYOUT, BM, BN, STAGES, CLUSTER>(p).run();                                                           \
   }
 
-#define TILES(NAME, T)            \
-  KERNEL(NAME, T, 128, 256, 4, 2) \
-  KERNEL(NAME, T, 128, 128, 6, 1) \
-  KERNEL(NAME, T, 64, 256, 5, 1)
+#define TILES(NAME, T, LAYOUT)            \
+  KERNEL(NAME, T, LAYOUT, 128, 256, 4, 2) \
+  KERNEL(NAME, T, LAYOUT, 128, 128, 6, 1) \
+  KERNEL(NAME, T, LAYOUT, 64, 256, 5, 1)
 
-TILES(bf16, bf16)
-TILES(f16, f16)
+TILES(bf16, bf16, NK)
+TILES(bf16_kn, bf16, KN)
+TILES(bf16_kn_pairs, bf16, KN_PAIRS)
+TILES(f16, f16, NK)
+TILES(f16_kn, f16, KN)
+TILES(f16_kn_pairs, f16, KN_PAIRS)

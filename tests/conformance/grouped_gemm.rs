@@ -357,22 +357,30 @@ fn f16_range(device: &Device, log: &mut Log) -> Result<(), Failure> {
 fn tensor_cores(device: &Device, log: &mut Log) -> Result<(), Failure> {
     use GateUpLayout::{GateThenUp, Interleaved, UpThenGate};
     let gated = |layout| Epilogue::Gated { activation: Activation::Silu, layout };
-    for weight in [DType::BF16, DType::F16] {
-        let base = Case { output: weight, bias: true, ..Case::of(weight) };
-        for (num_slots, num_experts, k, n, epilogue) in [
-            (300, 1, 328, 272, gated(UpThenGate)),
-            (200, 1, 584, 144, Epilogue::None),
-            (180, 3, 392, 304, gated(GateThenUp)),
-            (66, 3, 80, 560, gated(Interleaved)),
-            (30, 2, 456, 96, Epilogue::Activation(Activation::Relu)),
+    let gathered = Rows::Gathered { top_k: 1, scaled: true };
+    for (weight, weight_layout) in
+        [DType::BF16, DType::F16].into_iter().flat_map(|dtype| [WeightLayout::Nk, WeightLayout::Kn].map(|l| (dtype, l)))
+    {
+        let base = Case { output: weight, weight_layout, bias: true, ..Case::of(weight) };
+        for (num_slots, num_experts, k, n, epilogue, rows) in [
+            (300, 2, 328, 272, gated(UpThenGate), gathered),
+            (270, 1, 136, 288, gated(Interleaved), Rows::Same),
+            (200, 1, 584, 144, Epilogue::None, gathered),
+            (180, 3, 392, 304, gated(GateThenUp), gathered),
+            (66, 3, 80, 560, gated(Interleaved), gathered),
+            (65, 2, 320, 192, Epilogue::None, Rows::Same),
+            (30, 2, 456, 96, Epilogue::Activation(Activation::Relu), Rows::Ragged { scaled: true }),
+            (31, 2, 88, 112, gated(Interleaved), gathered),
+            (14, 3, 520, 416, gated(UpThenGate), Rows::Same),
         ] {
-            let rows = Rows::Gathered { top_k: 1, scaled: true };
             let case = Case { seed: k as u64, num_slots, num_experts, k, n, epilogue, rows, ..base };
             log.case(device, &case, check)?;
         }
-        for epilogue in inputs::epilogues() {
+        for (i, epilogue) in inputs::epilogues().into_iter().enumerate() {
             let case = Case { epilogue, num_slots: 40, k: 72, n: 48, scale: 3.0, output: DType::F32, ..base };
             log.case(device, &case, check)?;
+            // Where results may not depend on the number of rows, operands are never swapped.
+            log.case(device, &Case { k: 80 + 8 * i, n: 144, batch_invariant: true, ..case }, check)?;
         }
     }
     Ok(())

@@ -2,7 +2,7 @@
 
 mod variants;
 
-use fused_moe::config::MoeConfig;
+use fused_moe::config::{Activation, GateUpLayout, MoeConfig, WeightLayout};
 use fused_moe::layer::{LayerOptions, MoeLayer};
 use fused_moe::reference::{self, Routing};
 use fused_moe::routing::{MASKED, RouterConfig};
@@ -115,11 +115,16 @@ fn tokens(device: &Device, log: &mut Log) -> Result<(), Failure> {
 /// Tokens and weights of one type, in sizes that are whole eights, and so many that tensor cores take them.
 fn many_rows(device: &Device, log: &mut Log) -> Result<(), Failure> {
     for dtype in [DType::BF16, DType::F16] {
-        for num_tokens in [60, 131] {
+        for num_tokens in [20, 60, 131] {
             let mut case = Case::base(num_tokens, dtype);
             case.spec.config.hidden_size = 72;
             case.spec.config.intermediate_size = 88;
             case.spec.io = dtype;
+            log.case(device, &case, check)?;
+            // As gpt-oss has them.
+            case.spec.config.weight_layout = WeightLayout::Kn;
+            case.spec.config.gate_up_layout = Some(GateUpLayout::Interleaved);
+            case.spec.config.activation = Activation::ClampedSwiglu { alpha: 1.702, limit: 7.0 };
             log.case(device, &case, check)?;
         }
     }

@@ -175,10 +175,11 @@ struct GroupedGemmParams {
 static_assert(sizeof(GroupedGemmParams) == 128, "as in params.rs");
 
 struct GroupedGemmSm90Params {
-  alignas(64) uint64_t weight_map[16];  // a CUtensorMap of the weights as [E, 2 or 1, n_out, K]
+  alignas(64) uint64_t weight_map[16];  // a CUtensorMap of the weights as [E, 2 or 1, n_out, K] or [E, 2 or 1, K, n_out]
+  alignas(64) uint64_t input_map[16];   // one of the input as [1, 1, M, K]
   GroupedGemmParams gemm;
 };
-static_assert(sizeof(GroupedGemmSm90Params) == 256, "as in params.rs");
+static_assert(sizeof(GroupedGemmSm90Params) == 384, "as in params.rs");
 
 struct CombineParams {
   uint64_t expert_out;        // [R, H]

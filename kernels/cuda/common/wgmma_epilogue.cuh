@@ -1,8 +1,9 @@
 // From a warpgroup's sums in registers (ptx/wgmma.cuh says which thread has what) to the output of a grouped GEMM.
 //
 // With a gate, the first half of a thread's sums are gate columns and the second half the up projection's for the same
-// outputs, so that both meet in one thread and nothing goes through shared memory. Outputs are whole eights of columns,
-// and rows of the output start on 16 bytes: other shapes run in another kernel.
+// outputs, so that both meet in one thread and nothing goes through shared memory. Where columns of gate and up take turns
+// (PAIRS), so do a thread's sums. Outputs are whole eights of columns, and rows of the output start on 16 bytes: other
+// shapes run in another kernel.
 #pragma once
 #include "expert_linear.cuh"
 #include "vector.cuh"
@@ -29,44 +30,57 @@ struct SumsPlace {
   uint32_t column;   // of the warpgroup's first output
 };
 
+// Which of N sums output i comes of, with a gate, and stays in; and the up projection's.
+template <bool PAIRS>
+__device__ __forceinline__ constexpr uint32_t gate_at(uint32_t i) {
+  return PAIRS ? 2 * i : i;
+}
+template <bool PAIRS, uint32_t N>
+__device__ __forceinline__ constexpr uint32_t up_at(uint32_t i) {
+  return PAIRS ? 2 * i + 1 : N / 2 + i;
+}
+
 // Replaces x by f(x), or by f(x) times the up projection.
-template <uint32_t N, typename F>
+template <bool PAIRS, uint32_t N, typename F>
 __device__ __forceinline__ void each_output(const GroupedGemmParams& p, float (&sums)[N], F f) {
   if (p.gate == GATE_NONE) {
 #pragma unroll
     for (uint32_t i = 0; i < N; i++) sums[i] = f(sums[i]);
   } else {
 #pragma unroll
-    for (uint32_t i = 0; i < N / 2; i++) sums[i] = f(sums[i]) * sums[N / 2 + i];
+    for (uint32_t i = 0; i < N / 2; i++) sums[gate_at<PAIRS>(i)] = f(sums[gate_at<PAIRS>(i)]) * sums[up_at<PAIRS, N>(i)];
   }
 }
 
 // `activate` of expert_linear.cuh, with the choice outside of the loop.
-template <uint32_t N>
+template <bool PAIRS, uint32_t N>
 __device__ __forceinline__ void activate_sums(const GroupedGemmParams& p, float (&sums)[N]) {
+  const auto each = [&](auto f) { each_output<PAIRS>(p, sums, f); };
   switch (p.activation) {
-    case SILU: return each_output(p, sums, [](float x) { return x * fast_sigmoid(x); });
-    case GELU: return each_output(p, sums, [](float x) { return fast_gelu(x); });
+    case SILU: return each([](float x) { return x * fast_sigmoid(x); });
+    case GELU: return each([](float x) { return fast_gelu(x); });
     case GELU_TANH:
-      return each_output(p, sums,
-                         [](float x) { return x * fast_sigmoid(1.5957691f * x * fmaf(0.044715f * x, x, 1.f)); });
-    case RELU: return each_output(p, sums, [](float x) { return fmaxf(x, 0.f); });
-    case RELU_SQUARED: return each_output(p, sums, [](float x) { return fmaxf(x, 0.f) * fmaxf(x, 0.f); });
+      return each([](float x) { return x * fast_sigmoid(1.5957691f * x * fmaf(0.044715f * x, x, 1.f)); });
+    case RELU: return each([](float x) { return fmaxf(x, 0.f); });
+    case RELU_SQUARED: return each([](float x) { return fmaxf(x, 0.f) * fmaxf(x, 0.f); });
     case CLAMPED_SWIGLU:
 #pragma unroll
       for (uint32_t i = 0; i < N / 2; i++) {
-        const float x = fminf(sums[i], p.limit), up = sums[N / 2 + i];
+        const float x = fminf(sums[gate_at<PAIRS>(i)], p.limit), up = sums[up_at<PAIRS, N>(i)];
         const float linear = up > p.limit ? p.limit : up < -p.limit ? -p.limit : up;
-        sums[i] = x * fast_sigmoid(p.alpha * x) * (linear + 1.f);
+        sums[gate_at<PAIRS>(i)] = x * fast_sigmoid(p.alpha * x) * (linear + 1.f);
       }
       return;
     default:
-      if (p.gate != GATE_NONE) each_output(p, sums, [](float x) { return x; });
+      if (p.gate != GATE_NONE) each([](float x) { return x; });
   }
 }
 
+// Columns of the product between a warpgroup's first and that of sum i.
+__device__ __forceinline__ uint32_t column_of(uint32_t i) { return i / 4 * 8 + lane_id() % 4 * 2 + i % 2; }
+
 // Scales each row by its slot's weight, then adds the bias of each column.
-template <uint32_t N>
+template <bool PAIRS, uint32_t N>
 __device__ __forceinline__ void scale_and_bias(const GroupedGemmParams& p, const SumsPlace& place, float (&sums)[N]) {
   if (p.slot_scale != 0) {
     float scale[2];
@@ -79,16 +93,14 @@ __device__ __forceinline__ void scale_and_bias(const GroupedGemmParams& p, const
   }
   if (p.bias == 0) return;
 #pragma unroll
-  for (uint32_t i = 0; i < N; i += 4) {
-    const bool up = p.gate != GATE_NONE && i >= N / 2;
-    const uint32_t column = place.column + (up ? i - N / 2 : i) * 2 + lane_id() % 4 * 2;
+  for (uint32_t i = 0; i < N; i++) {
+    if (i / 2 % 2 != 0) continue;
+    const bool up = PAIRS ? i % 2 : p.gate != GATE_NONE && i >= N / 2;
+    const uint32_t column = place.column + (PAIRS ? column_of(i) / 2 : column_of(up ? i - N / 2 : i));
     if (column >= p.n_out) continue;
-#pragma unroll
-    for (uint32_t c = 0; c < 2; c++) {
-      const float bias = bias_at(p, place.expert, weight_column(p, column + c, up));
-      sums[i + c] += bias;
-      sums[i + 2 + c] += bias;
-    }
+    const float bias = bias_at(p, place.expert, weight_column(p, column, up));
+    sums[i] += bias;
+    sums[i + 2] += bias;
   }
 }
 
@@ -109,8 +121,9 @@ __device__ __forceinline__ void transpose_4x4(uint32_t (&w)[4]) {
   }
 }
 
-// 16-bit outputs: the four lanes of a row swap pairs of columns, so that each has eight neighbours for one store.
-template <typename T, uint32_t COUNT, uint32_t N>
+// 16-bit outputs: the four lanes of a row swap pairs of columns, so that each has eight neighbours for one store. With PAIRS
+// a lane has every fourth output, and sorts what it got.
+template <typename T, bool PAIRS, uint32_t COUNT, uint32_t N>
 __device__ __forceinline__ void store_16(const GroupedGemmParams& p, const SumsPlace& place, const float (&sums)[N]) {
 #pragma unroll
   for (uint32_t i = 0; i < COUNT; i += 16) {
@@ -120,47 +133,56 @@ __device__ __forceinline__ void store_16(const GroupedGemmParams& p, const SumsP
     for (uint32_t h = 0; h < 2; h++) {
       uint32_t w[4];
 #pragma unroll
-      for (uint32_t j = 0; j < 4; j++) w[j] = narrow_pair<T>(sums[i + j * 4 + h * 2], sums[i + j * 4 + h * 2 + 1]);
+      for (uint32_t j = 0; j < 4; j++) {
+        const uint32_t first = i + j * 4 + (PAIRS ? h : h * 2), second = first + (PAIRS ? 2 : 1);
+        w[j] = narrow_pair<T>(sums[gate_at<PAIRS>(first)], sums[gate_at<PAIRS>(second)]);
+      }
       transpose_4x4(w);
+      const uint4 sorted = make_uint4(__byte_perm(w[0], w[1], 0x5410), __byte_perm(w[2], w[3], 0x5410),
+                                      __byte_perm(w[0], w[1], 0x7632), __byte_perm(w[2], w[3], 0x7632));
       const uint32_t row = place.row + 8 * h;
       if (row < place.row_end && column < p.n_out) {
         *reinterpret_cast<uint4*>(at<T>(p.output) + static_cast<uint64_t>(row) * p.n_out + column) =
-            make_uint4(w[0], w[1], w[2], w[3]);
+            PAIRS ? sorted : make_uint4(w[0], w[1], w[2], w[3]);
       }
     }
   }
 }
 
-// f32 outputs: the four lanes of a row have 32 bytes side by side.
-template <uint32_t COUNT, uint32_t N>
+// f32 outputs: the four lanes of a row have 32 bytes side by side, or with PAIRS 16.
+template <bool PAIRS, uint32_t COUNT, uint32_t N>
 __device__ __forceinline__ void store_f32(const GroupedGemmParams& p, const SumsPlace& place, const float (&sums)[N]) {
 #pragma unroll
-  for (uint32_t i = 0; i < COUNT; i += 2) {
-    const uint32_t row = place.row + i / 2 % 2 * 8, column = place.column + i / 4 * 8;
-    if (row < place.row_end && column < p.n_out) {
-      float* target = at<float>(p.output) + static_cast<uint64_t>(row) * p.n_out + column + lane_id() % 4 * 2;
+  for (uint32_t i = 0; i < COUNT; i += PAIRS ? 1 : 2) {
+    const uint32_t row = place.row + (PAIRS ? i : i / 2) % 2 * 8;
+    const uint32_t column = place.column + (PAIRS ? i / 2 * 4 + lane_id() % 4 : i / 4 * 8 + lane_id() % 4 * 2);
+    if (row >= place.row_end || column >= p.n_out) continue;
+    float* target = at<float>(p.output) + static_cast<uint64_t>(row) * p.n_out + column;
+    if (PAIRS) {
+      *target = sums[gate_at<true>(i)];
+    } else {
       *reinterpret_cast<float2*>(target) = make_float2(sums[i], sums[i + 1]);
     }
   }
 }
 
-template <uint32_t COUNT, uint32_t N>
+template <bool PAIRS, uint32_t COUNT, uint32_t N>
 __device__ __forceinline__ void store_sums(const GroupedGemmParams& p, const SumsPlace& place, const float (&sums)[N]) {
   switch (p.output_dtype) {
-    case F32: return store_f32<COUNT>(p, place, sums);
-    case BF16: return store_16<bf16, COUNT>(p, place, sums);
-    default: return store_16<f16, COUNT>(p, place, sums);
+    case F32: return store_f32<PAIRS, COUNT>(p, place, sums);
+    case BF16: return store_16<bf16, PAIRS, COUNT>(p, place, sums);
+    default: return store_16<f16, PAIRS, COUNT>(p, place, sums);
   }
 }
 
 // The whole epilogue. All lanes of a warp call: each of them has rows of the expert, or none has.
-template <uint32_t N>
+template <bool PAIRS, uint32_t N>
 __device__ __forceinline__ void write_sums(const GroupedGemmParams& p, const SumsPlace& place, float (&sums)[N]) {
-  scale_and_bias(p, place, sums);
-  activate_sums(p, sums);
-  if (p.gate == GATE_NONE) {
-    store_sums<N>(p, place, sums);
+  scale_and_bias<PAIRS>(p, place, sums);
+  activate_sums<PAIRS>(p, sums);
+  if (!PAIRS && p.gate == GATE_NONE) {
+    store_sums<PAIRS, N>(p, place, sums);
   } else {
-    store_sums<N / 2>(p, place, sums);
+    store_sums<PAIRS, N / 2>(p, place, sums);
   }
 }

@@ -12,6 +12,9 @@ use crate::error::Result;
 use crate::ops::GroupedGemmArgs;
 use crate::tensor::DType;
 
+/// The code of columns of gate and up that take turns.
+const INTERLEAVED: u32 = 3;
+
 /// Experts for which a kernel keeps counts in shared memory.
 const MAX_EXPERTS: u32 = 4096;
 
@@ -32,9 +35,14 @@ pub(super) fn grouped_gemm(queue: &mut Queue<'_>, mut args: GroupedGemmArgs<'_>)
             unsafe {
                 match path.box_rows {
                     None => queue.launch(path.kernel, config, &params),
-                    Some(rows) => {
-                        let weight_map = queue.driver.tensor_map(&weight_boxes(&params, args.weight.dtype(), rows))?;
-                        queue.launch(path.kernel, config, &GroupedGemmSm90Params { weight_map, gemm: params })
+                    Some(box_rows) => {
+                        let weight_map = queue.driver.tensor_map(&weight_boxes(&params, shape.weight, box_rows))?;
+                        let input_map = queue.driver.tensor_map(&input_boxes(&args, &params, path.rows))?;
+                        queue.launch(
+                            path.kernel,
+                            config,
+                            &GroupedGemmSm90Params { weight_map, input_map, gemm: params },
+                        )
                     }
                 }
             }
@@ -42,16 +50,35 @@ pub(super) fn grouped_gemm(queue: &mut Queue<'_>, mut args: GroupedGemmArgs<'_>)
     }
 }
 
-/// The weights as `[E, 2, n_out, K]`, gate and up apart however they lie along N, or as `[E, 1, N, K]`.
+/// The weights as `[E, 2, n_out, K]` or `[E, 2, K, n_out]`, gate and up apart, or, without a gate, as `[E, 1, N, K]` or
+/// `[E, 1, K, N]`. Columns of `[E, K, N]` that take turns cannot be told apart: they are `[E, 1, K, N]`.
 fn weight_boxes(params: &GroupedGemmParams, dtype: DType, rows: u32) -> TiledTensor {
-    let [n, n_out, row] = [params.n, params.n_out, params.k * 2].map(u64::from);
-    // Interleaved halves take turns.
-    let (column, half) = if params.gate == 3 { (2 * row, row) } else { (row, n_out * row) };
+    let (kn, interleaved) = (params.kn != 0, params.gate == INTERLEAVED);
+    let columns = if kn && interleaved { params.n } else { params.n_out };
+    let [n, k, columns, halves] = [params.n, params.k, columns, params.n / columns].map(u64::from);
+    let (dims, strides, boxes) = match (kn, interleaved) {
+        (true, _) => ([columns, k], [n, columns], [64, 64]),
+        (false, true) => ([k, columns], [2 * k, k], [64, rows]),
+        (false, false) => ([k, columns], [k, columns * k], [64, rows]),
+    };
     TiledTensor {
         dtype,
         address: params.weight,
-        dims: [params.k.into(), n_out, n / n_out, params.num_experts.into()],
-        strides: [column, half, n * row],
+        dims: [dims[0], dims[1], halves, params.num_experts.into()],
+        strides: [strides[0], strides[1], n * k].map(|elements| elements * dtype.size() as u64),
+        boxes: [boxes[0], boxes[1], 1, 1],
+    }
+}
+
+/// The input, for products whose rows lie as the output's do.
+fn input_boxes(args: &GroupedGemmArgs<'_>, params: &GroupedGemmParams, rows: u32) -> TiledTensor {
+    let (dtype, num_rows) = (args.input.dtype(), args.input.dims()[0] as u64);
+    let row = u64::from(params.k) * dtype.size() as u64;
+    TiledTensor {
+        dtype,
+        address: params.input,
+        dims: [params.k.into(), num_rows, 1, 1],
+        strides: [row, row * num_rows, row * num_rows],
         boxes: [64, rows, 1, 1],
     }
 }
@@ -72,6 +99,8 @@ pub(super) fn shape(args: &GroupedGemmArgs<'_>, params: &GroupedGemmParams, queu
         input: args.input.dtype(),
         weight: args.weight.dtype(),
         kn,
+        interleaved: params.gate == INTERLEAVED,
+        input_eights: params.input_aligned != 0,
         eights: input && params.weight_aligned != 0 && run.is_multiple_of(8),
         output_eights: params.n_out.is_multiple_of(8) && params.output.is_multiple_of(16),
         batch_invariant: args.batch_invariant,
@@ -82,7 +111,7 @@ pub(super) fn shape(args: &GroupedGemmArgs<'_>, params: &GroupedGemmParams, queu
 fn run(params: &GroupedGemmParams) -> u32 {
     match (params.kn != 0, params.gate) {
         (false, _) => params.k,
-        (true, 0 | 3) => params.n,
+        (true, 0 | INTERLEAVED) => params.n,
         (true, _) => params.n_out,
     }
 }

@@ -214,9 +214,10 @@ params! {
 }
 
 params! {
-    /// Of `grouped_gemm_sm90.cu`.
-    GroupedGemmSm90Params, 256 {
+    /// Of `grouped_gemm_sm90.cu` and `grouped_gemm_swap_ab_sm90.cu`.
+    GroupedGemmSm90Params, 384 {
         weight_map: [u64; 16],
+        input_map: [u64; 16],
         gemm: GroupedGemmParams,
     }
 }

@@ -25,6 +25,10 @@ pub(super) struct GemmShape {
     pub(super) weight: DType,
     /// Weights are `[E, K, N]`.
     pub(super) kn: bool,
+    /// Columns of gate and up take turns.
+    pub(super) interleaved: bool,
+    /// Rows of the input are whole eights, and start on 16 bytes.
+    pub(super) input_eights: bool,
     /// Rows of the input and runs of the weights are whole eights, and start on 16 bytes.
     pub(super) eights: bool,
     /// Rows of the output are, too.
@@ -162,56 +166,123 @@ fn tensor_cores(shape: &GemmShape, tuned: Option<(u32, u32)>) -> Option<Tiled> {
     Some(Tiled { kernel, rows, columns: COLUMNS, threads, shared_bytes, blocks_per_sm, cluster: 1, box_rows: None })
 }
 
-/// A kernel of grouped_gemm_sm90.cu: rows and columns of a tile, its stages, blocks of a cluster, rows of a box, and the
-/// names for bf16 and f16.
-type Wgmma = (u32, u32, u32, u32, u32, [&'static str; 2]);
+/// A kernel of sm_90a: its tile, and how it is launched.
+struct Wgmma {
+    file: &'static str,
+    /// For bf16 and f16, each for `[E, N, K]`, `[E, K, N]`, and the latter with columns of gate and up that take turns.
+    names: [[&'static str; 3]; 2],
+    rows: u32,
+    columns: u32,
+    stages: u32,
+    threads: u32,
+    blocks_per_sm: u32,
+    cluster: u32,
+    /// Rows of a box of `[E, N, K]` weights.
+    box_rows: u32,
+}
 
-const WGMMA: [Wgmma; 3] = [
-    (128, 256, 4, 2, 128, ["grouped_gemm_sm90_bf16_128x256", "grouped_gemm_sm90_f16_128x256"]),
-    (128, 128, 6, 1, 64, ["grouped_gemm_sm90_bf16_128x128", "grouped_gemm_sm90_f16_128x128"]),
-    (64, 256, 5, 1, 64, ["grouped_gemm_sm90_bf16_64x256", "grouped_gemm_sm90_f16_64x256"]),
-];
+/// The kernels of a tile, as [`Wgmma::names`].
+macro_rules! sm90 {
+    ($kernel:literal, $tile:literal) => {
+        [
+            [
+                concat!($kernel, "_bf16_", $tile),
+                concat!($kernel, "_bf16_kn_", $tile),
+                concat!($kernel, "_bf16_kn_pairs_", $tile),
+            ],
+            [
+                concat!($kernel, "_f16_", $tile),
+                concat!($kernel, "_f16_kn_", $tile),
+                concat!($kernel, "_f16_kn_pairs_", $tile),
+            ],
+        ]
+    };
+}
+
+const LARGE: Wgmma = Wgmma {
+    file: "grouped_gemm_sm90",
+    names: sm90!("grouped_gemm_sm90", "128x256"),
+    rows: 128,
+    columns: 256,
+    stages: 4,
+    threads: 384,
+    blocks_per_sm: 1,
+    cluster: 2,
+    box_rows: 128,
+};
+const SQUARE: Wgmma =
+    Wgmma { names: sm90!("grouped_gemm_sm90", "128x128"), columns: 128, stages: 6, cluster: 1, box_rows: 64, ..LARGE };
+const FEW_ROWS: Wgmma =
+    Wgmma { names: sm90!("grouped_gemm_sm90", "64x256"), rows: 64, columns: 256, stages: 5, ..SQUARE };
+const SWAP_AB_64: Wgmma = Wgmma {
+    file: "grouped_gemm_swap_ab_sm90",
+    names: sm90!("grouped_gemm_swap_ab", "64x128"),
+    rows: 64,
+    stages: 4,
+    threads: 160,
+    blocks_per_sm: 2,
+    ..SQUARE
+};
+const SWAP_AB_32: Wgmma = Wgmma { names: sm90!("grouped_gemm_swap_ab", "32x128"), rows: 32, stages: 5, ..SWAP_AB_64 };
+const SWAP_AB_16: Wgmma = Wgmma { names: sm90!("grouped_gemm_swap_ab", "16x128"), rows: 16, stages: 6, ..SWAP_AB_64 };
+
+const WGMMA: [Wgmma; 6] = [SWAP_AB_16, SWAP_AB_32, SWAP_AB_64, FEW_ROWS, SQUARE, LARGE];
+
+impl Wgmma {
+    fn is_swap_ab(&self) -> bool {
+        self.file == SWAP_AB_64.file
+    }
+
+    /// Besides a word per expert. Of each stage: 64 of K, and two barriers.
+    const fn shared_bytes(&self) -> u32 {
+        self.stages * ((self.rows + self.columns) * 128 + 16)
+    }
+}
 
 /// Whether a device multiplies by warpgroups, and the build has kernels that do: `FUSED_MOE_CUDA_ARCHS` leaves some out.
 pub(super) fn has_wgmma(driver: &dyn Driver) -> bool {
     driver.compute_capability() == (9, 0) && IMAGES.iter().any(|image| image.file == "grouped_gemm_sm90")
 }
 
-/// Rows of an expert up to which tiles of 64 rows are taken.
-const WGMMA_FEW_ROWS: u32 = 80;
-
 /// The path of sm_90a: `None` for other devices, and for types and layouts that its kernels do not take.
 fn wgmma(shape: &GemmShape, tuned: Option<(u32, u32)>) -> Option<Tiled> {
     let types = shape.weight != DType::F32 && shape.input == shape.weight;
-    let takes = types && !shape.kn && shape.eights && shape.output_eights;
+    let takes = types && shape.eights && shape.input_eights && shape.output_eights;
     if !shape.wgmma || !takes || shape.n == 0 || shape.k == 0 || shape.num_experts == 0 {
         return None;
     }
     // The large tile reads least from the L2 for what it computes, but leaves SMs idle where it makes few tiles.
-    let large = (shape.rows / 128).max(1) * shape.n.div_ceil(256);
-    let choice = WGMMA.iter().position(|&(rows, columns, ..)| tuned == Some((rows, columns)));
-    let choice = choice.unwrap_or_else(|| match rows_per_expert(shape) {
-        0..=WGMMA_FEW_ROWS => 2,
-        _ if large < shape.num_sms => 1,
-        _ => 0,
-    });
-    let (rows, columns, stages, cluster, box_rows, names) = WGMMA[choice];
+    let large = (shape.rows / LARGE.rows).max(1) * shape.n.div_ceil(LARGE.columns);
+    // Where operands are swapped, a tile has room for what an expert may have beyond its share. That their products are
+    // summed in the order of the others is likely, but nowhere written.
+    let rule = match rows_per_expert(shape) {
+        0..=80 if shape.batch_invariant => &FEW_ROWS,
+        0..=6 => &SWAP_AB_16,
+        7..=20 => &SWAP_AB_32,
+        21..=80 => &SWAP_AB_64,
+        _ if large < shape.num_sms => &SQUARE,
+        _ => &LARGE,
+    };
+    let may_take = |tile: &&Wgmma| !(shape.batch_invariant && tile.is_swap_ab());
+    let measured = WGMMA.iter().find(|tile| tuned == Some((tile.rows, tile.columns))).filter(may_take);
+    let tile = measured.unwrap_or(rule);
+    let layout = usize::from(shape.kn) + usize::from(shape.kn && shape.interleaved);
+    let name = tile.names[usize::from(shape.weight == DType::F16)][layout];
     Some(Tiled {
-        kernel: Kernel { file: "grouped_gemm_sm90", name: names[usize::from(shape.weight == DType::F16)] },
-        rows,
-        columns,
-        threads: 384,
-        // Of each stage: 64 of K, and two barriers.
-        shared_bytes: stages * ((rows + columns) * 128 + 16),
-        blocks_per_sm: 1,
-        cluster,
-        box_rows: Some(box_rows),
+        kernel: Kernel { file: tile.file, name },
+        rows: tile.rows,
+        columns: tile.columns,
+        threads: tile.threads,
+        shared_bytes: tile.shared_bytes(),
+        blocks_per_sm: tile.blocks_per_sm,
+        cluster: tile.cluster,
+        box_rows: Some(tile.box_rows),
     })
 }
 
 /// Rows and columns of every tile that a table may name for a device.
 pub(super) fn tiles(capability: (u32, u32)) -> Vec<(u32, u32)> {
-    let hopper = WGMMA.iter().filter(|_| capability == (9, 0)).map(|&(rows, columns, ..)| (rows, columns));
+    let hopper = WGMMA.iter().filter(|_| capability == (9, 0)).map(|tile| (tile.rows, tile.columns));
     let mut tiles: Vec<_> = SM80_ROWS.iter().map(|&rows| (rows, COLUMNS)).chain(hopper).collect();
     tiles.sort_unstable();
     tiles.dedup();
@@ -251,6 +322,8 @@ mod tests {
         input: DType::BF16,
         weight: DType::BF16,
         kn: false,
+        interleaved: false,
+        input_eights: true,
         eights: true,
         output_eights: true,
         batch_invariant: false,
@@ -305,16 +378,24 @@ mod tests {
     #[test]
     fn hopper_multiplies_by_warpgroups() {
         let shape = GemmShape { wgmma: true, ..SHAPE };
-        assert_eq!(name(shape), "grouped_gemm_sm90_bf16_64x256");
+        for (rows, tile) in [(480, "16x128"), (481, "32x128"), (1600, "32x128"), (1601, "64x128"), (6400, "64x128")] {
+            assert_eq!(name(GemmShape { rows, ..shape }), format!("grouped_gemm_swap_ab_bf16_{tile}"), "{rows}");
+            let invariant = GemmShape { rows, batch_invariant: true, ..shape };
+            assert_eq!(name(invariant), "grouped_gemm_sm90_bf16_64x256");
+        }
         assert_eq!(name(GemmShape { rows: 65536, ..shape }), "grouped_gemm_sm90_bf16_128x256");
+        assert_eq!(name(GemmShape { rows: 65536, kn: true, ..shape }), "grouped_gemm_sm90_bf16_kn_128x256");
         // 10 x 8 tiles of 128x256 are fewer than SMs.
         let few = GemmShape { rows: 1280, num_experts: 4, n: 2048, ..shape };
         assert_eq!(name(few), "grouped_gemm_sm90_bf16_128x128");
-        let f16 = GemmShape { input: DType::F16, weight: DType::F16, batch_invariant: true, ..shape };
-        assert_eq!(name(f16), "grouped_gemm_sm90_f16_64x256");
+        let f16 = GemmShape { input: DType::F16, weight: DType::F16, kn: true, ..shape };
+        assert_eq!(name(f16), "grouped_gemm_swap_ab_f16_kn_16x128");
+        let pairs = GemmShape { kn: true, interleaved: true, ..shape };
+        assert_eq!(name(pairs), "grouped_gemm_swap_ab_bf16_kn_pairs_16x128");
+        assert_eq!(name(GemmShape { kn: false, ..pairs }), "grouped_gemm_swap_ab_bf16_16x128");
         for other in [
-            GemmShape { kn: true, ..shape },
             GemmShape { input: DType::F32, ..shape },
+            GemmShape { input_eights: false, ..shape },
             GemmShape { eights: false, ..shape },
             GemmShape { output_eights: false, ..shape },
             GemmShape { k: 0, ..shape },
@@ -322,13 +403,11 @@ mod tests {
         ] {
             assert!(name(other).starts_with("grouped_gemm_sm80_"), "{other:?}");
         }
-        for (rows, columns, stages, _, box_rows, _) in WGMMA {
-            let path = wgmma(&GemmShape { rows: 128, num_experts: 1, ..shape }, None).unwrap();
-            assert_eq!(path.threads, 384);
-            // With a word for each of 4096 experts.
-            assert!(stages * ((rows + columns) * 128 + 16) + 4 * 4097 <= 227 << 10);
+        for tile in WGMMA {
+            // With a word for each of 4096 experts, and what the driver takes of each block.
+            assert!(tile.blocks_per_sm * (tile.shared_bytes() + 4 * 4097 + 1024) <= 228 << 10, "{:?}", tile.names);
             // As many consumers side by side as stand in 128 rows.
-            assert_eq!(box_rows, columns * rows / 256);
+            assert!(tile.is_swap_ab() || tile.box_rows == tile.columns * tile.rows / 256);
         }
     }
 

@@ -1,0 +1,108 @@
+// A stage of a grouped GEMM on sm_90: 64 along K of a tile's rows and of its weights, as wgmma reads them out of shared
+// memory, and how both get there.
+//
+// Rows [ROWS][64], K running along 128 bytes; behind them the tile's parts of weights, each of PART columns:
+//   [E, N, K]  part [PART][64], K running along 128 bytes
+//   [E, K, N]  part [PART / 64][64][64], columns running along the 128 bytes of each of K
+// All swizzled as the copy engine does it: chunk c of 16 bytes of line l lies at c ^ l % 8.
+#pragma once
+#include "../ptx/cp_async.cuh"
+#include "../ptx/mbarrier.cuh"
+#include "../ptx/tma.cuh"
+#include "../ptx/wgmma.cuh"
+#include "expert_linear.cuh"
+#include "tiles.cuh"
+
+constexpr uint32_t DEPTH = 64, WARPGROUP = 128;
+
+// Columns of the copy engine's boxes of [E, K, N] weights, and their bytes.
+constexpr uint32_t KN_BOX = 64, KN_BOX_BYTES = KN_BOX * DEPTH * 2;
+
+// How weights lie: [E, N, K], [E, K, N], or the latter with columns of gate and up that take turns, where no box has the
+// ones without the others.
+enum Layout { NK, KN, KN_PAIRS };
+
+// A place in the ring of stages, and the parity of its filling.
+template <uint32_t STAGES>
+struct Position {
+  uint32_t stage = 0, parity = 0;
+
+  __device__ __forceinline__ void advance() {
+    stage = stage + 1 == STAGES ? 0 : stage + 1;
+    parity ^= stage == 0;
+  }
+};
+
+// Whether row r of the output reads row r of the input, so that the copy engine can bring rows.
+__device__ __forceinline__ bool has_own_rows(const GroupedGemmParams& p) {
+  return p.top_k == 0 && p.slot_tokens == 0;
+}
+
+// What one of THREADS threads brings of ROWS rows through the plan: chunk `thread` % 8 of row `thread` / 8 of each
+// THREADS / 8 rows. What lies past the expert's rows and past K becomes 0.
+template <typename T, uint32_t ROWS, uint32_t THREADS>
+struct RowCopies {
+  static constexpr uint32_t COUNT = ROWS * 8 / THREADS;
+  uint32_t rows[COUNT];
+
+  __device__ __forceinline__ void find(const GroupedGemmParams& p, const Tile& tile, uint32_t thread) {
+#pragma unroll
+    for (uint32_t i = 0; i < COUNT; i++) {
+      const uint32_t row = tile.row + i * (THREADS / 8) + thread / 8;
+      rows[i] = row < tile.row_end ? static_cast<uint32_t>(input_row(p, row).row) : MASKED;
+    }
+  }
+
+  __device__ __forceinline__ void copy(const GroupedGemmParams& p, uint32_t stage, uint32_t k, uint32_t thread) const {
+    const uint32_t row = thread / 8, chunk = thread % 8, column = k + chunk * 8;
+#pragma unroll
+    for (uint32_t i = 0; i < COUNT; i++) {
+      const uint32_t line = i * (THREADS / 8) + row;
+      const bool there = rows[i] != MASKED && column < p.k;
+      const T* source = at<const T>(p.input) + (there ? static_cast<uint64_t>(rows[i]) * p.k + column : 0);
+      ptx::cp_async_16(stage + line * 128 + ((chunk ^ line % 8) << 4), source, there ? 16 : 0);
+    }
+  }
+};
+
+// A part of a tile's weights: PART columns of the product, or, with a gate, in turn columns of the gate and the up
+// projection's for the same outputs.
+template <Layout LAYOUT, uint32_t PART>
+struct WeightPart {
+  uint32_t column, half, expert;
+
+  __device__ __forceinline__ WeightPart(const GroupedGemmParams& p, const Tile& tile, uint32_t columns, uint32_t part) {
+    const bool halves = LAYOUT != KN_PAIRS && p.gate != GATE_NONE;
+    column = tile.column_tile * (halves ? columns / 2 : columns) + (halves ? part / 2 : part) * PART;
+    half = halves ? part % 2 ^ (p.gate == UP_THEN_GATE ? 1 : 0) : 0;
+    expert = tile.expert;
+  }
+
+  // By one thread. `blocks` has a bit for each block of the cluster that the part goes to; 0: to this one.
+  __device__ __forceinline__ void copy(const void* map, uint32_t target, uint32_t barrier, uint32_t k,
+                                       uint16_t blocks) const {
+    if constexpr (LAYOUT == NK) {
+      copy_box(map, target, barrier, k, column, blocks);
+    } else {
+#pragma unroll
+      for (uint32_t i = 0; i < PART / KN_BOX; i++) {
+        copy_box(map, target + i * KN_BOX_BYTES, barrier, column + i * KN_BOX, k, blocks);
+      }
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void copy_box(const void* map, uint32_t target, uint32_t barrier, uint32_t x, uint32_t y,
+                                           uint16_t blocks) const {
+    if (blocks == 0) return ptx::tma_load_4d(target, map, barrier, x, y, half, expert);
+    ptx::tma_load_4d_multicast(target, map, barrier, blocks, x, y, half, expert);
+  }
+};
+
+// wgmma's operand of columns of weights that begin at a multiple of 1024 bytes, and how much further 16 along K is.
+template <Layout LAYOUT>
+__device__ __forceinline__ uint64_t weight_operand(uint32_t address) {
+  return LAYOUT == NK ? ptx::wgmma_operand(address) : ptx::wgmma_operand_across(address, KN_BOX_BYTES);
+}
+template <Layout LAYOUT>
+constexpr uint64_t WEIGHT_STEP = LAYOUT == NK ? 32 / 16 : 16 * 128 / 16;
