@@ -404,8 +404,9 @@ mod tests {
             assert!(name(other).starts_with("grouped_gemm_sm80_"), "{other:?}");
         }
         for tile in WGMMA {
-            // With a word for each of 4096 experts, and what the driver takes of each block.
-            assert!(tile.blocks_per_sm * (tile.shared_bytes() + 4 * 4097 + 1024) <= 228 << 10, "{:?}", tile.names);
+            // With a word for each of 4096 experts a block has room; with 512 and what the driver takes, so many.
+            assert!(tile.shared_bytes() + 4 * 4097 <= 227 << 10, "{:?}", tile.names);
+            assert!(tile.blocks_per_sm * (tile.shared_bytes() + 4 * 513 + 1024) <= 228 << 10, "{:?}", tile.names);
             // As many consumers side by side as stand in 128 rows.
             assert!(tile.is_swap_ab() || tile.box_rows == tile.columns * tile.rows / 256);
         }
