@@ -26,10 +26,8 @@
 // With a gate, a consumer's columns are half gate, half up projection of the same outputs, or take turns: one thread has
 // both.
 //
-// A stage has two barriers. `full` takes an arrival of each producer thread when its copies have landed, one with the
-// number of bytes that the copy engine brings, and those bytes. `empty` takes one of each consumer warp of the cluster. A
-// thread that waits for the n-th filling waits for parity n % 2. What cp.async wrote is of the generic proxy, what wgmma
-// reads of the async one: consumers fence between.
+// Barriers are in common/wgmma_stage.cuh; a stage is empty when all warps of the cluster have multiplied it. What cp.async
+// wrote is of the generic proxy, what wgmma reads of the async one: consumers fence between.
 //
 // Shared memory (dynamic): stages, as in common/wgmma_stage.cuh; full and empty barriers; tiles before each expert
 // [E + 1] u32.
@@ -67,23 +65,10 @@ struct Wgmma {
 
   const GroupedGemmSm90Params& params;
   const GroupedGemmParams& p;
-  uint32_t stages, full, empty;
+  Stages<STAGES, STAGE_BYTES> stages;
 
   __device__ __forceinline__ explicit Wgmma(const GroupedGemmSm90Params& all)
-      : params(all), p(all.gemm), stages(ptx::shared_address(shared)) {
-    full = stages + STAGES * STAGE_BYTES;
-    empty = full + STAGES * 8;
-  }
-
-  // By one thread, before all others get there.
-  __device__ __forceinline__ void init() const {
-    for (uint32_t i = 0; i < STAGES; i++) {
-      ptx::mbarrier_init(full + i * 8, WARPGROUP + 1);
-      ptx::mbarrier_init(empty + i * 8, CLUSTER * CONSUMERS * WARPGROUP / 32);
-    }
-    ptx::fence_mbarrier_init();
-    ptx::prefetch_tensor_map(params.weight_map);
-  }
+      : params(all), p(all.gemm), stages(shared) {}
 
   __device__ __forceinline__ void copy_part(const Part& tile, uint32_t part, uint32_t stage, uint32_t barrier, uint32_t k,
                                             uint16_t blocks) const {
@@ -107,7 +92,7 @@ struct Wgmma {
 
   __device__ __forceinline__ void wait_until_empty(const Ring& at) const {
     // The first time round all stages are empty: they count as emptied before.
-    const uint32_t barrier = empty + at.stage * 8, parity = at.parity ^ 1;
+    const uint32_t barrier = stages.empty(at.stage), parity = at.parity ^ 1;
     if (CLUSTER == 1) return ptx::mbarrier_wait(barrier, parity);
     ptx::mbarrier_wait_cluster(barrier, parity);
   }
@@ -117,7 +102,7 @@ struct Wgmma {
     if (!has_own_rows(p)) rows.find(p, tile, threadIdx.x);
     for (uint32_t k = 0; k < p.k; k += DEPTH, at.advance()) {
       wait_until_empty(at);
-      const uint32_t stage = stages + at.stage * STAGE_BYTES, barrier = full + at.stage * 8;
+      const uint32_t stage = stages.stage(at.stage), barrier = stages.full(at.stage);
       if (threadIdx.x == 0) copy_boxes(tile, stage, barrier, k);
       if (!has_own_rows(p)) rows.copy(p, stage, k, threadIdx.x);
       ptx::cp_async_mbarrier_arrive(barrier);
@@ -126,17 +111,17 @@ struct Wgmma {
 
   __device__ __forceinline__ void release(uint32_t stage) const {
     if (lane_id() >= CLUSTER) return;
-    if (CLUSTER == 1) return ptx::mbarrier_arrive(empty + stage * 8);
-    ptx::mbarrier_arrive_at(empty + stage * 8, lane_id());
+    if (CLUSTER == 1) return ptx::mbarrier_arrive(stages.empty(stage));
+    ptx::mbarrier_arrive_at(stages.empty(stage), lane_id());
   }
 
   __device__ __forceinline__ void multiply(float (&sums)[WN / 2], uint32_t consumer, Ring& at) const {
     const uint32_t rows = consumer % CONSUMERS_M * 64 * 128, weights = ROW_BYTES + consumer / CONSUMERS_M * WN * 128;
     uint32_t before = 0;
     for (uint32_t k = 0; k < p.k; k += DEPTH, at.advance()) {
-      ptx::mbarrier_wait(full + at.stage * 8, at.parity);
+      ptx::mbarrier_wait(stages.full(at.stage), at.parity);
       ptx::fence_proxy_async();
-      const uint32_t stage = stages + at.stage * STAGE_BYTES;
+      const uint32_t stage = stages.stage(at.stage);
       const uint64_t a = ptx::wgmma_operand(stage + rows), b = weight_operand<LAYOUT>(stage + weights);
       ptx::wgmma_fence();
 #pragma unroll
@@ -189,9 +174,12 @@ struct Wgmma {
   }
 
   __device__ __forceinline__ void run() const {
-    if (threadIdx.x == 0) init();
+    if (threadIdx.x == 0) {
+      stages.init(WARPGROUP, CLUSTER * CONSUMERS * WARPGROUP / 32);
+      ptx::prefetch_tensor_map(params.weight_map);
+    }
     uint32_t* before = reinterpret_cast<uint32_t*>(shared + STAGES * (STAGE_BYTES + 16));
-    const Tiles<CLUSTER * BM> tiles(p, before, (p.n + BN - 1) / BN);  // its barrier is for `init` too
+    const Tiles<CLUSTER * BM> tiles(p, before, (p.n + BN - 1) / BN);  // its barrier is for `stages` too
     if (CLUSTER > 1) ptx::cluster_sync();
     Ring at;
     if (threadIdx.x < WARPGROUP) {

@@ -15,7 +15,7 @@
 //              lie as the output's do; two parts of 64 columns of weights by the copy engine (common/wgmma_stage.cuh).
 //   consumers  64 columns x rows of both parts, wgmma on stage i while stage i - 1's products finish, then the epilogue.
 // With a gate, one part is of the gate and the other the up projection's for the same outputs: one thread has both.
-// Barriers as in grouped_gemm_sm90.cu.
+// Fences as in grouped_gemm_sm90.cu.
 //
 // Shared memory (dynamic): stages, each rows [BM][64] and weights [2][64][64]; full and empty barriers; tiles before each
 // expert [E + 1] u32.
@@ -43,23 +43,10 @@ struct SwapAb {
 
   const GroupedGemmSm90Params& params;
   const GroupedGemmParams& p;
-  uint32_t stages, full, empty;
+  Stages<STAGES, STAGE_BYTES> stages;
 
   __device__ __forceinline__ explicit SwapAb(const GroupedGemmSm90Params& all)
-      : params(all), p(all.gemm), stages(ptx::shared_address(shared)) {
-    full = stages + STAGES * STAGE_BYTES;
-    empty = full + STAGES * 8;
-  }
-
-  // By one thread, before all others get there.
-  __device__ __forceinline__ void init() const {
-    for (uint32_t i = 0; i < STAGES; i++) {
-      ptx::mbarrier_init(full + i * 8, PRODUCERS + 1);
-      ptx::mbarrier_init(empty + i * 8, WARPGROUP / 32);
-    }
-    ptx::fence_mbarrier_init();
-    ptx::prefetch_tensor_map(params.weight_map);
-  }
+      : params(all), p(all.gemm), stages(shared) {}
 
   // What the copy engine brings of a stage.
   __device__ __forceinline__ void copy_boxes(const Tile& tile, uint32_t stage, uint32_t barrier, uint32_t k) const {
@@ -77,8 +64,8 @@ struct SwapAb {
     if (!has_own_rows(p)) rows.find(p, tile, lane_id());
     for (uint32_t k = 0; k < p.k; k += DEPTH, at.advance()) {
       // The first time round all stages are empty: they count as emptied before.
-      ptx::mbarrier_wait(empty + at.stage * 8, at.parity ^ 1);
-      const uint32_t stage = stages + at.stage * STAGE_BYTES, barrier = full + at.stage * 8;
+      ptx::mbarrier_wait(stages.empty(at.stage), at.parity ^ 1);
+      const uint32_t stage = stages.stage(at.stage), barrier = stages.full(at.stage);
       if (lane_id() == 0) copy_boxes(tile, stage, barrier, k);
       if (!has_own_rows(p)) rows.copy(p, stage, k, lane_id());
       ptx::cp_async_mbarrier_arrive(barrier);
@@ -86,15 +73,15 @@ struct SwapAb {
   }
 
   __device__ __forceinline__ void release(uint32_t stage) const {
-    if (lane_id() == 0) ptx::mbarrier_arrive(empty + stage * 8);
+    if (lane_id() == 0) ptx::mbarrier_arrive(stages.empty(stage));
   }
 
   __device__ __forceinline__ void multiply(float (&sums)[2][BM / 2], Ring& at) const {
     uint32_t before = 0;
     for (uint32_t k = 0; k < p.k; k += DEPTH, at.advance()) {
-      ptx::mbarrier_wait(full + at.stage * 8, at.parity);
+      ptx::mbarrier_wait(stages.full(at.stage), at.parity);
       ptx::fence_proxy_async();
-      const uint32_t stage = stages + at.stage * STAGE_BYTES;
+      const uint32_t stage = stages.stage(at.stage);
       const uint64_t rows = ptx::wgmma_operand(stage), weights = weight_operand<LAYOUT>(stage + ROW_BYTES);
       ptx::wgmma_fence();
 #pragma unroll
@@ -127,10 +114,13 @@ struct SwapAb {
   }
 
   __device__ __forceinline__ void run() const {
-    if (threadIdx.x == 0) init();
+    if (threadIdx.x == 0) {
+      stages.init(PRODUCERS, WARPGROUP / 32);
+      ptx::prefetch_tensor_map(params.weight_map);
+    }
     ptx::follow_launches();
     uint32_t* before = reinterpret_cast<uint32_t*>(shared + STAGES * (STAGE_BYTES + 16));
-    const Tiles<BM> tiles(p, before, (p.n + BN - 1) / BN);  // its barrier is for `init` too
+    const Tiles<BM> tiles(p, before, (p.n + BN - 1) / BN);  // its barrier is for `stages` too
     Ring at;
     if (threadIdx.x < WARPGROUP) {
       each_tile(tiles, [&](const Tile& tile) { consume(tile, at); });

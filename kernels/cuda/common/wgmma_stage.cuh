@@ -33,6 +33,29 @@ struct Position {
   }
 };
 
+// Stages and their barriers in shared memory. `full` takes an arrival of each producer thread when its copies have landed, one
+// with the number of bytes that the copy engine brings, and those bytes. `empty` takes one of each warp that multiplies. A
+// thread that waits for the n-th filling waits for parity n % 2.
+template <uint32_t STAGES, uint32_t STAGE_BYTES>
+struct Stages {
+  uint32_t base;
+
+  __device__ __forceinline__ explicit Stages(const void* shared) : base(ptx::shared_address(shared)) {}
+
+  __device__ __forceinline__ uint32_t stage(uint32_t i) const { return base + i * STAGE_BYTES; }
+  __device__ __forceinline__ uint32_t full(uint32_t i) const { return base + STAGES * STAGE_BYTES + i * 8; }
+  __device__ __forceinline__ uint32_t empty(uint32_t i) const { return full(STAGES + i); }
+
+  // By one thread, before all others get there.
+  __device__ __forceinline__ void init(uint32_t producers, uint32_t consumers) const {
+    for (uint32_t i = 0; i < STAGES; i++) {
+      ptx::mbarrier_init(full(i), producers + 1);
+      ptx::mbarrier_init(empty(i), consumers);
+    }
+    ptx::fence_mbarrier_init();
+  }
+};
+
 // Whether row r of the output reads row r of the input, so that the copy engine can bring rows.
 __device__ __forceinline__ bool has_own_rows(const GroupedGemmParams& p) {
   return p.top_k == 0 && p.slot_tokens == 0;

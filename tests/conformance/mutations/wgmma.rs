@@ -13,7 +13,7 @@ pub(super) const WGMMA: &[Bug] = &[
     bug(
         "barriers not fenced for the copy engine",
         "grouped_gemm_sm90",
-        "grouped_gemm_sm90.cu",
+        "common/wgmma_stage.cuh",
         "ptx::fence_mbarrier_init();",
         "",
     ),
@@ -42,7 +42,7 @@ pub(super) const WGMMA: &[Bug] = &[
         "stages are multiplied before they are full",
         "grouped_gemm_sm90",
         "grouped_gemm_sm90.cu",
-        "ptx::mbarrier_wait(full + at.stage * 8, at.parity);",
+        "ptx::mbarrier_wait(stages.full(at.stage), at.parity);",
         "",
     ),
     bug(
@@ -56,8 +56,8 @@ pub(super) const WGMMA: &[Bug] = &[
         "a stage is free for its own block only",
         "grouped_gemm_sm90",
         "grouped_gemm_sm90.cu",
-        "(empty + stage * 8, lane_id())",
-        "(empty + stage * 8, ptx::cluster_rank())",
+        "(stages.empty(stage), lane_id())",
+        "(stages.empty(stage), ptx::cluster_rank())",
     ),
     bug(
         "a block leaves while another arrives at its barriers",
@@ -83,9 +83,9 @@ pub(super) const WGMMA: &[Bug] = &[
     bug(
         "full without the copy engine's arrival",
         "grouped_gemm_sm90",
-        "grouped_gemm_sm90.cu",
-        "WARPGROUP + 1)",
-        "WARPGROUP)",
+        "common/wgmma_stage.cuh",
+        "producers + 1)",
+        "producers)",
     ),
     bug(
         "empty when one warp of each warpgroup is done",
@@ -218,7 +218,7 @@ pub(super) const SWAP_AB: &[Bug] = &[
     bug(
         "barriers not fenced for the copy engine",
         "grouped_gemm_swap_ab_sm90",
-        "grouped_gemm_swap_ab_sm90.cu",
+        "common/wgmma_stage.cuh",
         "ptx::fence_mbarrier_init();",
         "",
     ),
@@ -233,14 +233,14 @@ pub(super) const SWAP_AB: &[Bug] = &[
         "stages are filled before they are empty",
         "grouped_gemm_swap_ab_sm90",
         "grouped_gemm_swap_ab_sm90.cu",
-        "ptx::mbarrier_wait(empty + at.stage * 8, at.parity ^ 1);",
+        "ptx::mbarrier_wait(stages.empty(at.stage), at.parity ^ 1);",
         "",
     ),
     bug(
         "stages are multiplied before they are full",
         "grouped_gemm_swap_ab_sm90",
         "grouped_gemm_swap_ab_sm90.cu",
-        "ptx::mbarrier_wait(full + at.stage * 8, at.parity);",
+        "ptx::mbarrier_wait(stages.full(at.stage), at.parity);",
         "",
     ),
     bug(
@@ -260,16 +260,16 @@ pub(super) const SWAP_AB: &[Bug] = &[
     bug(
         "full without the copy engine's arrival",
         "grouped_gemm_swap_ab_sm90",
-        "grouped_gemm_swap_ab_sm90.cu",
-        "PRODUCERS + 1)",
-        "PRODUCERS)",
+        "common/wgmma_stage.cuh",
+        "producers + 1)",
+        "producers)",
     ),
     bug(
         "empty when one warp is done",
         "grouped_gemm_swap_ab_sm90",
         "grouped_gemm_swap_ab_sm90.cu",
-        "8, WARPGROUP / 32)",
-        "8, 1)",
+        "PRODUCERS, WARPGROUP / 32)",
+        "PRODUCERS, 1)",
     ),
     bug(
         "a stage is free while its products are under way",
