@@ -22,13 +22,13 @@ macro_rules! common_rows {
             }),
             row(concat!("mul.lo.", $name), 2, |_, a, b, _, _| (a as $t).wrapping_mul(b as $t) as $u as u64),
             row(concat!("mul.hi.", $name), 2, |_, a, b, _, _| {
-                ((a as $t as i128 * b as $t as i128) >> $bits) as $u as u64
+                ((a as $t as i128).wrapping_mul(b as $t as i128) >> $bits) as $u as u64
             }),
             row(concat!("mad.lo.", $name), 3, |_, a, b, c, _| {
                 (a as $t).wrapping_mul(b as $t).wrapping_add(c as $t) as $u as u64
             }),
             row(concat!("mad.hi", $sat, ".", $name), 3, |m, a, b, c, _| {
-                let high = ((a as $t as i128 * b as $t as i128) >> $bits) as $t;
+                let high = ((a as $t as i128).wrapping_mul(b as $t as i128) >> $bits) as $t;
                 let c = c as $t;
                 (if m.sat { high.saturating_add(c) } else { high.wrapping_add(c) }) as $u as u64
             }),

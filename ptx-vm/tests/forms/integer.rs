@@ -13,7 +13,7 @@ fn result(parts: &[&str], ty: (u32, bool), v: &[u64]) -> Option<u64> {
     let sat = parts.contains(&"sat");
     let clamp = |r: i128| if sat { r.clamp(min, max) } else { r };
     let relu = |r: i128| if parts.contains(&"relu") { r.max(0) } else { r };
-    let product = || x[0] * x[1];
+    let product = || x[0].wrapping_mul(x[1]);
     let r = match (parts[0], parts[1]) {
         ("add", _) => clamp(x[0] + x[1]),
         ("sub", _) => clamp(x[0] - x[1]),
@@ -116,7 +116,7 @@ pub fn run_carry(t: &mut Tested) {
             for (i, v) in chunk.iter().enumerate() {
                 let x: Vec<i128> = v.iter().map(|&v| value(v, (bits, false))).collect();
                 let into = if parts[0].ends_with('c') { carry as i128 } else { 0 };
-                let product = value(v[0], ty) * value(v[1], ty);
+                let product = value(v[0], ty).wrapping_mul(value(v[1], ty));
                 let half = if parts[1] == "hi" { product >> bits } else { product };
                 let full = match parts[0] {
                     "add" | "addc" => x[0] + x[1] + into,

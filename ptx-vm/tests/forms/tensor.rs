@@ -205,7 +205,7 @@ fn store(form: &str, policy: &str, case: &Case, seed: u64) {
     // The element type of a map decides how elements combine: integers for bit operations.
     let number = |i: usize, salt: usize| {
         let v = (i * 37 + salt) % 201;
-        if integer { (v as u32) * 0x01f3_0071 } else { (v as f32 - 100.0).to_bits() }
+        if integer { (v as u32).wrapping_mul(0x01f3_0071) } else { (v as f32 - 100.0).to_bits() }
     };
     let tensor: Vec<u32> = (0..case.elements()).map(|i| number(i, 11)).collect();
     let n = case.tile();
