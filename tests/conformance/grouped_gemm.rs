@@ -363,7 +363,7 @@ fn tensor_cores(device: &Device, log: &mut Log) -> Result<(), Failure> {
     {
         let base = Case { output: weight, weight_layout, bias: true, ..Case::of(weight) };
         for (num_slots, num_experts, k, n, epilogue, rows) in [
-            (300, 2, 328, 272, gated(UpThenGate), gathered),
+            (330, 1, 328, 272, gated(UpThenGate), gathered),
             (270, 1, 136, 288, gated(Interleaved), Rows::Same),
             (200, 1, 584, 144, Epilogue::None, gathered),
             (180, 3, 392, 304, gated(GateThenUp), gathered),
@@ -379,8 +379,16 @@ fn tensor_cores(device: &Device, log: &mut Log) -> Result<(), Failure> {
         for (i, epilogue) in inputs::epilogues().into_iter().enumerate() {
             let case = Case { epilogue, num_slots: 40, k: 72, n: 48, scale: 3.0, output: DType::F32, ..base };
             log.case(device, &case, check)?;
-            // Where results may not depend on the number of rows, operands are never swapped.
             log.case(device, &Case { k: 80 + 8 * i, n: 144, batch_invariant: true, ..case }, check)?;
+        }
+        // Tiles of every height that fits their rows.
+        for i in 1..=20 {
+            let output = if i % 2 == 0 { DType::F32 } else { weight };
+            log.case(device, &Case { num_slots: 16 * i - 7, num_experts: 1, k: 72, n: 144, output, ..base }, check)?;
+        }
+        // Many rows on average, and an expert with none, or so few that a block of two has none.
+        for (num_slots, load) in [(300, Load::EvenOnly), (320, Load::AllTo(1)), (240, Load::Few(5))] {
+            log.case(device, &Case { num_slots, load, k: 72, n: 48, ..base }, check)?;
         }
     }
     Ok(())

@@ -190,7 +190,7 @@ const SCHEDULES: std::ops::RangeInclusive<u64> = 1..=4;
 /// A trial for each bug; they need the nvcc that the crate was built with.
 pub fn trials() -> Vec<Trial> {
     let routing = [routing::PERMUTE, routing::ROUTE, routing::SELECTIONS, routing::LANES, routing::ROUTE_PERMUTE];
-    let products = [ROUTER_LOGITS, DECODE, DECODE_COMBINE, SIMT, mma::MMA, wgmma::WGMMA, wgmma::SWAP_AB];
+    let products = [ROUTER_LOGITS, DECODE, DECODE_COMBINE, SIMT, mma::MMA, wgmma::WGMMA];
     routing
         .into_iter()
         .chain([COMBINE])
@@ -230,16 +230,22 @@ fn tests(kernels: &str) -> &'static [&'static [Test]] {
         "route_expert_choice" | "route_sinkhorn" | "route_figures" => &[route::SELECTIONS],
         "route_permute" => &[route_permute::TESTS],
         "decode_combine" => &[grouped_gemm_combine::TESTS],
-        "grouped_gemm_sm90" | "grouped_gemm_swap_ab_sm90" => &[grouped_gemm::TENSOR_CORES],
+        "grouped_gemm_sm90" => &[grouped_gemm::TENSOR_CORES],
         _ => &[grouped_gemm::TESTS],
     }
 }
 
 /// A part of the instances of the largest files is enough, and takes less time to compile.
 fn is_left_out(line: &str, bug: &Bug) -> bool {
-    let instances = ["TILES(f16", "  KERNEL(NAME, T, LAYOUT, 128, 128", "  KERNEL(NAME, T, LAYOUT, 64"];
-    let other_layout = line.starts_with("TILES(bf16_kn") && line.contains(", KN") && !bug.what.starts_with("[E, K, N]");
-    other_layout || instances.iter().any(|start| line.starts_with(start))
+    let instances = ["TILES(f16", "  KERNEL(NAME, T, LAYOUT, 32", "  KERNEL(NAME, T, LAYOUT, 64"];
+    let layout = match bug.what.strip_prefix("[E, K, N]") {
+        Some(rest) if rest.contains("pair") => ", KN_PAIRS)",
+        Some(_) => ", KN)",
+        None => ", NK)",
+    };
+    let layouts = [", NK)", ", KN)", ", KN_PAIRS)"];
+    let other_layout = !line.ends_with(layout) && layouts.iter().any(|other| line.ends_with(other));
+    line.starts_with("TILES(") && other_layout || instances.iter().any(|start| line.starts_with(start))
 }
 
 /// The PTX of the changed text; kept for the next run.

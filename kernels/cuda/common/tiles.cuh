@@ -2,12 +2,13 @@
 // that no count has to come to the host.
 //
 // Numbers: expert after expert; within one, groups of RASTER tiles of rows, in a group column after column, and in a
-// column row after row: blocks that run together share weights and rows in the L2.
+// column row after row: blocks that run together share weights and rows in the L2. An expert's rows are spread evenly over
+// its tiles of rows, in eights.
 #pragma once
 #include "params.cuh"
 #include "warp.cuh"
 
-// Where a tile lies: rows `row..row_end` of one expert (fewer than a tile's at its end), and a tile of columns.
+// Where a tile lies: rows `row..row_end` of one expert, and a tile of columns.
 struct Tile {
   uint32_t expert;
   uint32_t row;
@@ -15,8 +16,12 @@ struct Tile {
   uint32_t column_tile;
 };
 
+__device__ __forceinline__ uint32_t eights(uint32_t count) { return (count + 7) & ~7u; }
+
 template <uint32_t TILE_ROWS, uint32_t RASTER = 8>
 class Tiles {
+  static_assert(TILE_ROWS % 8 == 0, "tiles begin at eights of an expert's rows");
+
  public:
   // `before` is [E + 1] words of shared memory: tiles of rows before each expert. Every thread of the block calls.
   __device__ __forceinline__ Tiles(const GroupedGemmParams& params, uint32_t* before, uint32_t num_column_tiles)
@@ -42,8 +47,9 @@ class Tiles {
     const uint32_t group = static_cast<uint32_t>(within / (RASTER * static_cast<uint64_t>(column_tiles))) * RASTER;
     const uint32_t in_group = static_cast<uint32_t>(within - static_cast<uint64_t>(group) * column_tiles);
     const uint32_t height = min(RASTER, num_row_tiles - group);
-    const uint32_t row = offset(low) + (group + in_group % height) * TILE_ROWS;
-    return {low, row, offset(low + 1), in_group / height};
+    const uint32_t end = offset(low + 1), rows = eights((end - offset(low) + num_row_tiles - 1) / num_row_tiles);
+    const uint32_t row = offset(low) + (group + in_group % height) * rows;
+    return {low, row, min(row + rows, end), in_group / height};
   }
 
  private:

@@ -1,11 +1,18 @@
-// From a warpgroup's sums in registers (ptx/wgmma.cuh says which thread has what) to the output of a grouped GEMM.
+// From a warpgroup's sums with operands swapped to the output of a grouped GEMM: rows of the products are columns of the
+// weights, columns of the products are rows of the output.
 //
-// With a gate, the first half of a thread's sums are gate columns and the second half the up projection's for the same
-// outputs, so that both meet in one thread and nothing goes through shared memory. Where columns of gate and up take turns
-// (PAIRS), so do a thread's sums. Outputs are whole eights of columns, and rows of the output start on 16 bytes: other
-// shapes run in another kernel.
+// sums[part * N / 2 + 4 * j + 2 * h + c] of N of thread t (ptx/wgmma.cuh) is column t / 32 * 16 + t % 32 / 4 + 8 * h of 64
+// of the part, and row 8 * j + t % 4 * 2 + c of the tile. With a gate, part 0 is of the gate and part 1 the up projection's
+// for the same outputs, so that both meet in one thread. Where columns of gate and up take turns (PAIRS), lanes 4 apart have
+// one each, and swap: even ones go on with h = 0, odd ones with h = 1.
+//
+// Then a warp's sums are sets of 8 columns x 8 rows: set 2 * part + h, with a gate h, with PAIRS the part. Each is
+// transposed in registers, so that neighbouring columns meet in a lane, and stored by 16 bytes (f32: 8). Outputs are whole
+// eights of columns, and rows of the output start on 16 bytes: other shapes run in another kernel.
 #pragma once
+#include "../ptx/movmatrix.cuh"
 #include "expert_linear.cuh"
+#include "tiles.cuh"
 #include "vector.cuh"
 #include "warp.cuh"
 
@@ -20,88 +27,6 @@ __device__ __forceinline__ float fast_gelu(float x) {
   e = fmaf(e, t, -0.284496736f);
   e = 0.5f * t * fmaf(e, t, 0.254829592f) * __expf(-z * z);
   return x * (x < 0.f ? e : 1.f - e);
-}
-
-// Where a thread's sums lie in the output.
-struct SumsPlace {
-  uint32_t expert;
-  uint32_t row;      // and row + 8
-  uint32_t row_end;  // the expert's last row is before it
-  uint32_t column;   // of the warpgroup's first output
-};
-
-// Which of N sums output i comes of, with a gate, and stays in; and the up projection's.
-template <bool PAIRS>
-__device__ __forceinline__ constexpr uint32_t gate_at(uint32_t i) {
-  return PAIRS ? 2 * i : i;
-}
-template <bool PAIRS, uint32_t N>
-__device__ __forceinline__ constexpr uint32_t up_at(uint32_t i) {
-  return PAIRS ? 2 * i + 1 : N / 2 + i;
-}
-
-// Replaces x by f(x), or by f(x) times the up projection.
-template <bool PAIRS, uint32_t N, typename F>
-__device__ __forceinline__ void each_output(const GroupedGemmParams& p, float (&sums)[N], F f) {
-  if (p.gate == GATE_NONE) {
-#pragma unroll
-    for (uint32_t i = 0; i < N; i++) sums[i] = f(sums[i]);
-  } else {
-#pragma unroll
-    for (uint32_t i = 0; i < N / 2; i++) sums[gate_at<PAIRS>(i)] = f(sums[gate_at<PAIRS>(i)]) * sums[up_at<PAIRS, N>(i)];
-  }
-}
-
-// `activate` of expert_linear.cuh, with the choice outside of the loop.
-template <bool PAIRS, uint32_t N>
-__device__ __forceinline__ void activate_sums(const GroupedGemmParams& p, float (&sums)[N]) {
-  const auto each = [&](auto f) { each_output<PAIRS>(p, sums, f); };
-  switch (p.activation) {
-    case SILU: return each([](float x) { return x * fast_sigmoid(x); });
-    case GELU: return each([](float x) { return fast_gelu(x); });
-    case GELU_TANH:
-      return each([](float x) { return x * fast_sigmoid(1.5957691f * x * fmaf(0.044715f * x, x, 1.f)); });
-    case RELU: return each([](float x) { return fmaxf(x, 0.f); });
-    case RELU_SQUARED: return each([](float x) { return fmaxf(x, 0.f) * fmaxf(x, 0.f); });
-    case CLAMPED_SWIGLU:
-#pragma unroll
-      for (uint32_t i = 0; i < N / 2; i++) {
-        const float x = fminf(sums[gate_at<PAIRS>(i)], p.limit), up = sums[up_at<PAIRS, N>(i)];
-        const float linear = up > p.limit ? p.limit : up < -p.limit ? -p.limit : up;
-        sums[gate_at<PAIRS>(i)] = x * fast_sigmoid(p.alpha * x) * (linear + 1.f);
-      }
-      return;
-    default:
-      if (p.gate != GATE_NONE) each([](float x) { return x; });
-  }
-}
-
-// Columns of the product between a warpgroup's first and that of sum i.
-__device__ __forceinline__ uint32_t column_of(uint32_t i) { return i / 4 * 8 + lane_id() % 4 * 2 + i % 2; }
-
-// Scales each row by its slot's weight, then adds the bias of each column.
-template <bool PAIRS, uint32_t N>
-__device__ __forceinline__ void scale_and_bias(const GroupedGemmParams& p, const SumsPlace& place, float (&sums)[N]) {
-  if (p.slot_scale != 0) {
-    float scale[2];
-#pragma unroll
-    for (uint32_t h = 0; h < 2; h++) {
-      scale[h] = place.row + 8 * h < place.row_end ? input_row(p, place.row + 8 * h).scale : 0.f;
-    }
-#pragma unroll
-    for (uint32_t i = 0; i < N; i++) sums[i] *= scale[i / 2 % 2];
-  }
-  if (p.bias == 0) return;
-#pragma unroll
-  for (uint32_t i = 0; i < N; i++) {
-    if (i / 2 % 2 != 0) continue;
-    const bool up = PAIRS ? i % 2 : p.gate != GATE_NONE && i >= N / 2;
-    const uint32_t column = place.column + (PAIRS ? column_of(i) / 2 : column_of(up ? i - N / 2 : i));
-    if (column >= p.n_out) continue;
-    const float bias = bias_at(p, place.expert, weight_column(p, column, up));
-    sums[i] += bias;
-    sums[i + 2] += bias;
-  }
 }
 
 // Word s of lane t of four goes to word t of lane s.
@@ -121,68 +46,187 @@ __device__ __forceinline__ void transpose_4x4(uint32_t (&w)[4]) {
   }
 }
 
-// 16-bit outputs: the four lanes of a row swap pairs of columns, so that each has eight neighbours for one store. With PAIRS
-// a lane has every fourth output, and sorts what it got.
-template <typename T, bool PAIRS, uint32_t COUNT, uint32_t N>
-__device__ __forceinline__ void store_16(const GroupedGemmParams& p, const SumsPlace& place, const float (&sums)[N]) {
+template <bool PAIRS, bool GATED, uint32_t N>
+class Epilogue {
+ public:
+  // `column`: of the warpgroup's first output. With a gate it has 64, without 128.
+  __device__ __forceinline__ Epilogue(const GroupedGemmParams& params, const Tile& t, uint32_t column, float (&s)[N])
+      : p(params), tile(t), rows(t.row_end - t.row), first_column(column + warp_id() % 4 * (PAIRS ? 8 : 16)), sums(s) {}
+
+  __device__ __forceinline__ void write() const {
+    if (PAIRS) swap_pairs();
+    if (p.slot_scale != 0) scale();
+    if (p.bias != 0) add_bias();
+    activate();
+    switch (p.output_dtype) {
+      case F32: return store_f32();
+      case BF16: return store_16<bf16>();
+      default: return store_16<f16>();
+    }
+  }
+
+ private:
+  // Sets of 8 columns of the output, and how far behind its gate's sum the up projection's is.
+  static constexpr uint32_t SETS = GATED ? 2 : 4, UP = PAIRS ? 2 : N / 2;
+  // Of sets that are stored at a time: eights of rows.
+  static constexpr uint32_t TOGETHER = 4 / SETS;
+
+  const GroupedGemmParams& p;
+  const Tile& tile;
+  uint32_t rows, first_column;
+  float (&sums)[N];
+
+  // The sum of row 2 * (lane % 4) + c of eight j.
+  __device__ __forceinline__ static constexpr uint32_t index(uint32_t set, uint32_t j, uint32_t c) {
+    return (PAIRS ? set * (N / 2) : set / 2 * (N / 2) + set % 2 * 2) + 4 * j + c;
+  }
+
+  // The first column of the output in a set.
+  __device__ __forceinline__ uint32_t column(uint32_t set) const {
+    return first_column + (PAIRS ? set * 32 : set / 2 * 64 + set % 2 * 8);
+  }
+
+  // Calls `f` with each eight of rows in which the tile has one.
+  template <typename F>
+  __device__ __forceinline__ void each_eight(F f) const {
 #pragma unroll
-  for (uint32_t i = 0; i < COUNT; i += 16) {
-    if (place.column + i * 2 >= p.n_out) break;
-    const uint32_t column = place.column + i * 2 + lane_id() % 4 * 8;
+    for (uint32_t j = 0; j < N / 8; j++) {
+      if (8 * j < rows) f(j);
+    }
+  }
+
+  // Calls `f` with the set, the eight, and the row in it, of each of this thread's outputs.
+  template <typename F>
+  __device__ __forceinline__ void each(F f) const {
+    each_eight([&](uint32_t j) {
 #pragma unroll
-    for (uint32_t h = 0; h < 2; h++) {
+      for (uint32_t i = 0; i < 2 * SETS; i++) f(i / 2, j, i % 2);
+    });
+  }
+
+  __device__ __forceinline__ void swap_pairs() const {
+    const bool odd = lane_id() & 4u;
+    each([&](uint32_t set, uint32_t j, uint32_t c) {
+      float &low = sums[index(set, j, c)], &high = sums[index(set, j, c) + UP];
+      const float theirs = __shfl_xor_sync(ALL_LANES, odd ? low : high, 4);
+      (odd ? low : high) = theirs;
+    });
+  }
+
+  // By the weight of each row's slot.
+  __device__ __forceinline__ void scale() const {
+    each_eight([&](uint32_t j) {
+#pragma unroll
+      for (uint32_t c = 0; c < 2; c++) {
+        const uint32_t row = tile.row + 8 * j + lane_id() % 4 * 2 + c;
+        const float scale = row < tile.row_end ? input_row(p, row).scale : 0.f;
+#pragma unroll
+        for (uint32_t set = 0; set < SETS; set++) {
+          sums[index(set, j, c)] *= scale;
+          if (GATED) sums[index(set, j, c) + UP] *= scale;
+        }
+      }
+    });
+  }
+
+  __device__ __forceinline__ void add_bias() const {
+    const uint32_t lane = lane_id() / 4, within = PAIRS ? lane / 2 + lane % 2 * 4 : lane;
+    float bias[SETS], up_bias[SETS];
+#pragma unroll
+    for (uint32_t set = 0; set < SETS; set++) {
+      const bool there = column(set) < p.n_out;
+      bias[set] = there ? bias_at(p, tile.expert, weight_column(p, column(set) + within, false)) : 0.f;
+      up_bias[set] = there && GATED ? bias_at(p, tile.expert, weight_column(p, column(set) + within, true)) : 0.f;
+    }
+    each([&](uint32_t set, uint32_t j, uint32_t c) {
+      sums[index(set, j, c)] += bias[set];
+      if (GATED) sums[index(set, j, c) + UP] += up_bias[set];
+    });
+  }
+
+  template <typename F>
+  __device__ __forceinline__ void each_activated(F f) const {
+    each([&](uint32_t set, uint32_t j, uint32_t c) {
+      float& x = sums[index(set, j, c)];
+      x = GATED ? f(x) * sums[index(set, j, c) + UP] : f(x);
+    });
+  }
+
+  // `activate` of expert_linear.cuh, with the choice outside of the loop.
+  __device__ __forceinline__ void activate() const {
+    switch (p.activation) {
+      case SILU: return each_activated([](float x) { return x * fast_sigmoid(x); });
+      case GELU: return each_activated([](float x) { return fast_gelu(x); });
+      case GELU_TANH:
+        return each_activated([](float x) { return x * fast_sigmoid(1.5957691f * x * fmaf(0.044715f * x, x, 1.f)); });
+      case RELU: return each_activated([](float x) { return fmaxf(x, 0.f); });
+      case RELU_SQUARED: return each_activated([](float x) { return fmaxf(x, 0.f) * fmaxf(x, 0.f); });
+      case CLAMPED_SWIGLU:
+        if (!GATED) return;
+        return each([&](uint32_t set, uint32_t j, uint32_t c) {
+          float& sum = sums[index(set, j, c)];
+          const float x = fminf(sum, p.limit), up = sums[index(set, j, c) + UP];
+          const float linear = up > p.limit ? p.limit : up < -p.limit ? -p.limit : up;
+          sum = x * fast_sigmoid(p.alpha * x) * (linear + 1.f);
+        });
+      default:
+        if (GATED) each_activated([](float x) { return x; });
+    }
+  }
+
+  // Of four sets, or of two in two eights of rows, each of the four lanes of a row stores one. With PAIRS a lane has every
+  // fourth column, and sorts what it got.
+  template <typename T>
+  __device__ __forceinline__ void store_16() const {
+    const uint32_t mine = lane_id() % 4, stored_column = column(mine % SETS);
+#pragma unroll
+    for (uint32_t j = 0; j < N / 8; j += TOGETHER) {
+      if (8 * j >= rows) continue;
       uint32_t w[4];
 #pragma unroll
-      for (uint32_t j = 0; j < 4; j++) {
-        const uint32_t first = i + j * 4 + (PAIRS ? h : h * 2), second = first + (PAIRS ? 2 : 1);
-        w[j] = narrow_pair<T>(sums[gate_at<PAIRS>(first)], sums[gate_at<PAIRS>(second)]);
+      for (uint32_t i = 0; i < 4; i++) {
+        const uint32_t set = i % SETS, eight = j + i / SETS;
+        const uint32_t pair = narrow_pair<T>(sums[index(set, eight, 0)], sums[index(set, eight, 1)]);
+        w[i] = ptx::transpose_8x8(8 * eight < rows ? pair : 0);
       }
       transpose_4x4(w);
       const uint4 sorted = make_uint4(__byte_perm(w[0], w[1], 0x5410), __byte_perm(w[2], w[3], 0x5410),
                                       __byte_perm(w[0], w[1], 0x7632), __byte_perm(w[2], w[3], 0x7632));
-      const uint32_t row = place.row + 8 * h;
-      if (row < place.row_end && column < p.n_out) {
-        *reinterpret_cast<uint4*>(at<T>(p.output) + static_cast<uint64_t>(row) * p.n_out + column) =
+      const uint32_t row = tile.row + 8 * (j + mine / SETS) + lane_id() / 4;
+      if (row < tile.row_end && stored_column < p.n_out) {
+        *reinterpret_cast<uint4*>(at<T>(p.output) + static_cast<uint64_t>(row) * p.n_out + stored_column) =
             PAIRS ? sorted : make_uint4(w[0], w[1], w[2], w[3]);
       }
     }
   }
-}
 
-// f32 outputs: the four lanes of a row have 32 bytes side by side, or with PAIRS 16.
-template <bool PAIRS, uint32_t COUNT, uint32_t N>
-__device__ __forceinline__ void store_f32(const GroupedGemmParams& p, const SumsPlace& place, const float (&sums)[N]) {
+  // The halves of a sum are transposed apart.
+  __device__ __forceinline__ void store_f32() const {
+    each_eight([&](uint32_t j) {
+      const uint32_t row = tile.row + 8 * j + lane_id() / 4, lane = lane_id() % 4;
 #pragma unroll
-  for (uint32_t i = 0; i < COUNT; i += PAIRS ? 1 : 2) {
-    const uint32_t row = place.row + (PAIRS ? i : i / 2) % 2 * 8;
-    const uint32_t column = place.column + (PAIRS ? i / 2 * 4 + lane_id() % 4 : i / 4 * 8 + lane_id() % 4 * 2);
-    if (row >= place.row_end || column >= p.n_out) continue;
-    float* target = at<float>(p.output) + static_cast<uint64_t>(row) * p.n_out + column;
-    if (PAIRS) {
-      *target = sums[gate_at<true>(i)];
-    } else {
-      *reinterpret_cast<float2*>(target) = make_float2(sums[i], sums[i + 1]);
-    }
+      for (uint32_t set = 0; set < SETS; set++) {
+        const uint32_t x = __float_as_uint(sums[index(set, j, 0)]), y = __float_as_uint(sums[index(set, j, 1)]);
+        const uint32_t low = ptx::transpose_8x8(__byte_perm(x, y, 0x5410));
+        const uint32_t high = ptx::transpose_8x8(__byte_perm(x, y, 0x7632));
+        const float left = __uint_as_float(__byte_perm(low, high, 0x5410));
+        const float right = __uint_as_float(__byte_perm(low, high, 0x7632));
+        if (row >= tile.row_end || column(set) >= p.n_out) continue;
+        float* target = at<float>(p.output) + static_cast<uint64_t>(row) * p.n_out + column(set);
+        if (PAIRS) {
+          target[lane] = left;
+          target[lane + 4] = right;
+        } else {
+          reinterpret_cast<float2*>(target)[lane] = make_float2(left, right);
+        }
+      }
+    });
   }
-}
+};
 
-template <bool PAIRS, uint32_t COUNT, uint32_t N>
-__device__ __forceinline__ void store_sums(const GroupedGemmParams& p, const SumsPlace& place, const float (&sums)[N]) {
-  switch (p.output_dtype) {
-    case F32: return store_f32<PAIRS, COUNT>(p, place, sums);
-    case BF16: return store_16<bf16, PAIRS, COUNT>(p, place, sums);
-    default: return store_16<f16, PAIRS, COUNT>(p, place, sums);
-  }
-}
-
-// The whole epilogue. All lanes of a warp call: each of them has rows of the expert, or none has.
+// The whole epilogue, of a tile that has rows. All lanes of a warpgroup call.
 template <bool PAIRS, uint32_t N>
-__device__ __forceinline__ void write_sums(const GroupedGemmParams& p, const SumsPlace& place, float (&sums)[N]) {
-  scale_and_bias<PAIRS>(p, place, sums);
-  activate_sums<PAIRS>(p, sums);
-  if (!PAIRS && p.gate == GATE_NONE) {
-    store_sums<PAIRS, N>(p, place, sums);
-  } else {
-    store_sums<PAIRS, N / 2>(p, place, sums);
-  }
+__device__ __forceinline__ void write_sums(const GroupedGemmParams& p, const Tile& tile, uint32_t column, float (&sums)[N]) {
+  if (PAIRS || p.gate != GATE_NONE) return Epilogue<PAIRS, true, N>(p, tile, column, sums).write();
+  if constexpr (!PAIRS) Epilogue<false, false, N>(p, tile, column, sums).write();
 }

@@ -1,9 +1,9 @@
 // A stage of a grouped GEMM on sm_90: 64 along K of a tile's rows and of its weights, as wgmma reads them out of shared
 // memory, and how both get there.
 //
-// Rows [ROWS][64], K running along 128 bytes; behind them the tile's parts of weights, each of PART columns:
-//   [E, N, K]  part [PART][64], K running along 128 bytes
-//   [E, K, N]  part [PART / 64][64][64], columns running along the 128 bytes of each of K
+// Rows [ROWS][64], K running along 128 bytes; behind them the tile's parts of weights, each of 64 columns:
+//   [E, N, K]  part [column][64], K running along 128 bytes
+//   [E, K, N]  part [k][64], columns running along 128 bytes
 // All swizzled as the copy engine does it: chunk c of 16 bytes of line l lies at c ^ l % 8.
 #pragma once
 #include "../ptx/cp_async.cuh"
@@ -15,8 +15,9 @@
 
 constexpr uint32_t DEPTH = 64, WARPGROUP = 128;
 
-// Columns of the copy engine's boxes of [E, K, N] weights, and their bytes.
-constexpr uint32_t KN_BOX = 64, KN_BOX_BYTES = KN_BOX * DEPTH * 2;
+// Columns of a part of weights, and rows of the copy engine's boxes of rows; and the bytes of each in a stage.
+constexpr uint32_t PART = 64, PART_BYTES = PART * DEPTH * 2;
+constexpr uint32_t ROW_BOX = 16, ROW_BOX_BYTES = ROW_BOX * DEPTH * 2;
 
 // How weights lie: [E, N, K], [E, K, N], or the latter with columns of gate and up that take turns, where no box has the
 // ones without the others.
@@ -76,10 +77,13 @@ struct RowCopies {
     }
   }
 
-  __device__ __forceinline__ void copy(const GroupedGemmParams& p, uint32_t stage, uint32_t k, uint32_t thread) const {
+  // The first `height` rows.
+  __device__ __forceinline__ void copy(const GroupedGemmParams& p, uint32_t height, uint32_t stage, uint32_t k,
+                                       uint32_t thread) const {
     const uint32_t row = thread / 8, chunk = thread % 8, column = k + chunk * 8;
 #pragma unroll
     for (uint32_t i = 0; i < COUNT; i++) {
+      if (i * (THREADS / 8) >= height) break;
       const uint32_t line = i * (THREADS / 8) + row;
       const bool there = rows[i] != MASKED && column < p.k;
       const T* source = at<const T>(p.input) + (there ? static_cast<uint64_t>(rows[i]) * p.k + column : 0);
@@ -88,9 +92,9 @@ struct RowCopies {
   }
 };
 
-// A part of a tile's weights: PART columns of the product, or, with a gate, in turn columns of the gate and the up
+// A part of a tile's weights: 64 columns of the product, or, with a gate, in turn columns of the gate and the up
 // projection's for the same outputs.
-template <Layout LAYOUT, uint32_t PART>
+template <Layout LAYOUT>
 struct WeightPart {
   uint32_t column, half, expert;
 
@@ -101,31 +105,15 @@ struct WeightPart {
     expert = tile.expert;
   }
 
-  // By one thread. `blocks` has a bit for each block of the cluster that the part goes to; 0: to this one.
-  __device__ __forceinline__ void copy(const void* map, uint32_t target, uint32_t barrier, uint32_t k,
-                                       uint16_t blocks) const {
-    if constexpr (LAYOUT == NK) {
-      copy_box(map, target, barrier, k, column, blocks);
-    } else {
-#pragma unroll
-      for (uint32_t i = 0; i < PART / KN_BOX; i++) {
-        copy_box(map, target + i * KN_BOX_BYTES, barrier, column + i * KN_BOX, k, blocks);
-      }
-    }
-  }
-
- private:
-  __device__ __forceinline__ void copy_box(const void* map, uint32_t target, uint32_t barrier, uint32_t x, uint32_t y,
-                                           uint16_t blocks) const {
-    if (blocks == 0) return ptx::tma_load_4d(target, map, barrier, x, y, half, expert);
-    ptx::tma_load_4d_multicast(target, map, barrier, blocks, x, y, half, expert);
+  // By one thread, to all blocks of the cluster.
+  template <uint32_t CLUSTER>
+  __device__ __forceinline__ void copy(const void* map, uint32_t target, uint32_t barrier, uint32_t k) const {
+    const uint32_t x = LAYOUT == NK ? k : column, y = LAYOUT == NK ? column : k;
+    if (CLUSTER == 1) return ptx::tma_load_4d(target, map, barrier, x, y, half, expert);
+    ptx::tma_load_4d_multicast(target, map, barrier, (1 << CLUSTER) - 1, x, y, half, expert);
   }
 };
 
-// wgmma's operand of columns of weights that begin at a multiple of 1024 bytes, and how much further 16 along K is.
-template <Layout LAYOUT>
-__device__ __forceinline__ uint64_t weight_operand(uint32_t address) {
-  return LAYOUT == NK ? ptx::wgmma_operand(address) : ptx::wgmma_operand_across(address, KN_BOX_BYTES);
-}
+// How much further 16 along K is in wgmma's operand of a part of weights.
 template <Layout LAYOUT>
 constexpr uint64_t WEIGHT_STEP = LAYOUT == NK ? 32 / 16 : 16 * 128 / 16;

@@ -32,73 +32,84 @@ __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
-// Of an operand at a multiple of 1024 bytes: groups of 8 rows are 1024 bytes apart, the swizzle is of 128 bytes. 16
-// further along K is 32 bytes: 2 more.
+// Until all are done, of which these are the sums: none is read before.
+template <uint32_t N>
+__device__ __forceinline__ void wgmma_wait_for(float (&sums)[N]) {
+  wgmma_wait<0>();
+#pragma unroll
+  for (uint32_t i = 0; i < N; i++) asm volatile("" : "+f"(sums[i]));
+}
+
+// Of an operand at a multiple of 1024 bytes, swizzled by 128 bytes: groups of 8 lines are 1024 bytes apart. 16 further along K
+// is 32 bytes, 2 more; of a transposed operand of 64 rows 16 lines, 128 more.
 __device__ __forceinline__ uint64_t wgmma_operand(uint32_t address) {
   return static_cast<uint64_t>((address & 0x3ffffu) >> 4) | 1ull << 16 | (1024ull >> 4) << 32 | 1ull << 62;
 }
 
-// Of a transposed operand: 8 lines, which are 8 of K, are 1024 bytes, and the next 64 of M or N `next` bytes further on.
-// 16 further along K is 2048 bytes: 128 more.
-__device__ __forceinline__ uint64_t wgmma_operand_across(uint32_t address, uint32_t next) {
-  return static_cast<uint64_t>((address & 0x3ffffu) >> 4) | static_cast<uint64_t>(next >> 4) << 16 |
-         (1024ull >> 4) << 32 | 1ull << 62;
-}
-
-// The texts of the instructions: registers by number.
-#define R_0_7 "%0, %1, %2, %3, %4, %5, %6, %7"
-#define R_8_15 "%8, %9, %10, %11, %12, %13, %14, %15"
-#define R_0_31         \
-  R_0_7 ", " R_8_15    \
-        ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define R_32_63 \
-  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, " \
-  "%52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define R_64_127 \
-  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, " \
-  "%84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, " \
-  "%104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, " \
-  "%121, %122, %123, %124, %125, %126, %127"
+// The texts of the instructions: the first so many sums, by number and as operands.
+#define R_8 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define R_16 R_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define R_32 R_16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define R_36 R_32 ", %32, %33, %34, %35"
+#define R_40 R_36 ", %36, %37, %38, %39"
+#define R_44 R_40 ", %40, %41, %42, %43"
+#define R_48 R_44 ", %44, %45, %46, %47"
+#define R_52 R_48 ", %48, %49, %50, %51"
+#define R_56 R_52 ", %52, %53, %54, %55"
+#define R_60 R_56 ", %56, %57, %58, %59"
+#define R_64 R_60 ", %60, %61, %62, %63"
+#define R_68 R_64 ", %64, %65, %66, %67"
+#define R_72 R_68 ", %68, %69, %70, %71"
+#define R_76 R_72 ", %72, %73, %74, %75"
+#define R_80 R_76 ", %76, %77, %78, %79"
 #define D_4(I) "+f"(d[I]), "+f"(d[I + 1]), "+f"(d[I + 2]), "+f"(d[I + 3])
 #define D_8 D_4(0), D_4(4)
-#define D_16(I) D_4(I), D_4(I + 4), D_4(I + 8), D_4(I + 12)
-#define D_32 D_16(0), D_16(16)
-#define D_64 D_32, D_16(32), D_16(48)
-#define D_128 D_64, D_16(64), D_16(80), D_16(96), D_16(112)
+#define D_16 D_8, D_4(8), D_4(12)
+#define D_32 D_16, D_4(16), D_4(20), D_4(24), D_4(28)
+#define D_36 D_32, D_4(32)
+#define D_40 D_36, D_4(36)
+#define D_44 D_40, D_4(40)
+#define D_48 D_44, D_4(44)
+#define D_52 D_48, D_4(48)
+#define D_56 D_52, D_4(52)
+#define D_60 D_56, D_4(56)
+#define D_64 D_60, D_4(60)
+#define D_68 D_64, D_4(64)
+#define D_72 D_68, D_4(68)
+#define D_76 D_72, D_4(72)
+#define D_80 D_76, D_4(76)
 
-// d += a · bᵀ, or without `accumulate` d = a · bᵀ; A and B say which operand is transposed. In the macro, REGISTERS and
-// SUMS are d's, and the others the numbers of what comes behind them.
-#define WGMMA(T, TYPE, N, COUNT, SUMS, REGISTERS, A, B, ACCUMULATE, TRANSPOSED)                                      \
-  template <bool TRANSPOSE_A, bool TRANSPOSE_B>                                                                      \
-  __device__ __forceinline__ void wgmma(T, float (&d)[COUNT], uint64_t a, uint64_t b, bool accumulate) {             \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " ACCUMULATE ", 0;\n"                                            \
-                 "wgmma.mma_async.sync.aligned.m64n" N "k16.f32." TYPE "." TYPE " {" REGISTERS "}, " A ", " B         \
-                 ", p, 1, 1, " TRANSPOSED ";\n}"                                                                     \
-                 : SUMS                                                                                              \
-                 : "l"(a), "l"(b), "r"(static_cast<uint32_t>(accumulate)), "n"(TRANSPOSE_A), "n"(TRANSPOSE_B));      \
+// d += a · bᵀ of 64xNx16, N twice the sums of a thread. In the macro, REGISTERS and SUMS are d's, and A, B and TRANSPOSED the
+// numbers of what comes behind them.
+#define WGMMA(T, TYPE, N, COUNT, SUMS, REGISTERS, A, B, TRANSPOSED)                                             \
+  template <bool TRANSPOSE_A>                                                                                   \
+  __device__ __forceinline__ void wgmma(T, float (&d)[COUNT], uint64_t a, uint64_t b) {                         \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" N "k16.f32." TYPE "." TYPE " {" REGISTERS "}, " A ", " B   \
+                 ", 1, 1, 1, " TRANSPOSED ", 0;"                                                                \
+                 : SUMS                                                                                         \
+                 : "l"(a), "l"(b), "n"(TRANSPOSE_A));                                                           \
   }
-#define WGMMA_TYPE(T, TYPE)                                                                                           \
-  WGMMA(T, TYPE, "16", 8, D_8, R_0_7, "%8", "%9", "%10", "%11, %12")                                                  \
-  WGMMA(T, TYPE, "32", 16, D_16(0), R_0_7 ", " R_8_15, "%16", "%17", "%18", "%19, %20")                               \
-  WGMMA(T, TYPE, "64", 32, D_32, R_0_31, "%32", "%33", "%34", "%35, %36")                                             \
-  WGMMA(T, TYPE, "128", 64, D_64, R_0_31 ", " R_32_63, "%64", "%65", "%66", "%67, %68")                               \
-  WGMMA(T, TYPE, "256", 128, D_128, R_0_31 ", " R_32_63 ", " R_64_127, "%128", "%129", "%130", "%131, %132")
+#define WGMMA_TYPE(T, TYPE) \
+  WGMMA(T, TYPE, "16", 8, D_8, R_8, "%8", "%9", "%10") \
+  WGMMA(T, TYPE, "32", 16, D_16, R_16, "%16", "%17", "%18") \
+  WGMMA(T, TYPE, "64", 32, D_32, R_32, "%32", "%33", "%34") \
+  WGMMA(T, TYPE, "72", 36, D_36, R_36, "%36", "%37", "%38") \
+  WGMMA(T, TYPE, "80", 40, D_40, R_40, "%40", "%41", "%42") \
+  WGMMA(T, TYPE, "88", 44, D_44, R_44, "%44", "%45", "%46") \
+  WGMMA(T, TYPE, "96", 48, D_48, R_48, "%48", "%49", "%50") \
+  WGMMA(T, TYPE, "104", 52, D_52, R_52, "%52", "%53", "%54") \
+  WGMMA(T, TYPE, "112", 56, D_56, R_56, "%56", "%57", "%58") \
+  WGMMA(T, TYPE, "120", 60, D_60, R_60, "%60", "%61", "%62") \
+  WGMMA(T, TYPE, "128", 64, D_64, R_64, "%64", "%65", "%66") \
+  WGMMA(T, TYPE, "136", 68, D_68, R_68, "%68", "%69", "%70") \
+  WGMMA(T, TYPE, "144", 72, D_72, R_72, "%72", "%73", "%74") \
+  WGMMA(T, TYPE, "152", 76, D_76, R_76, "%76", "%77", "%78") \
+  WGMMA(T, TYPE, "160", 80, D_80, R_80, "%80", "%81", "%82")
 
 WGMMA_TYPE(__nv_bfloat16, "bf16")
 WGMMA_TYPE(__half, "f16")
 
 #undef WGMMA_TYPE
 #undef WGMMA
-#undef D_128
-#undef D_64
-#undef D_32
-#undef D_16
-#undef D_8
-#undef D_4
-#undef R_64_127
-#undef R_32_63
-#undef R_0_31
-#undef R_8_15
-#undef R_0_7
 
 }  // namespace ptx

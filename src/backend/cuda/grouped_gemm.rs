@@ -33,18 +33,12 @@ pub(super) fn grouped_gemm(queue: &mut Queue<'_>, mut args: GroupedGemmArgs<'_>)
             // SAFETY: the kernels take these structs, and stay within the shapes that `ops` has checked against the
             // memory; ascending offsets, and slots in `permuted_idx`, are the caller's promise.
             unsafe {
-                match path.box_rows {
-                    None => queue.launch(path.kernel, config, &params),
-                    Some(box_rows) => {
-                        let weight_map = queue.driver.tensor_map(&weight_boxes(&params, shape.weight, box_rows))?;
-                        let input_map = queue.driver.tensor_map(&input_boxes(&args, &params, path.rows))?;
-                        queue.launch(
-                            path.kernel,
-                            config,
-                            &GroupedGemmSm90Params { weight_map, input_map, gemm: params },
-                        )
-                    }
+                if !path.tensor_maps {
+                    return queue.launch(path.kernel, config, &params);
                 }
+                let weight_map = queue.driver.tensor_map(&weight_boxes(&params, shape.weight))?;
+                let input_map = queue.driver.tensor_map(&input_boxes(&args, &params))?;
+                queue.launch(path.kernel, config, &GroupedGemmSm90Params { weight_map, input_map, gemm: params })
             }
         }
     }
@@ -52,26 +46,26 @@ pub(super) fn grouped_gemm(queue: &mut Queue<'_>, mut args: GroupedGemmArgs<'_>)
 
 /// The weights as `[E, 2, n_out, K]` or `[E, 2, K, n_out]`, gate and up apart, or, without a gate, as `[E, 1, N, K]` or
 /// `[E, 1, K, N]`. Columns of `[E, K, N]` that take turns cannot be told apart: they are `[E, 1, K, N]`.
-fn weight_boxes(params: &GroupedGemmParams, dtype: DType, rows: u32) -> TiledTensor {
+fn weight_boxes(params: &GroupedGemmParams, dtype: DType) -> TiledTensor {
     let (kn, interleaved) = (params.kn != 0, params.gate == INTERLEAVED);
     let columns = if kn && interleaved { params.n } else { params.n_out };
     let [n, k, columns, halves] = [params.n, params.k, columns, params.n / columns].map(u64::from);
-    let (dims, strides, boxes) = match (kn, interleaved) {
-        (true, _) => ([columns, k], [n, columns], [64, 64]),
-        (false, true) => ([k, columns], [2 * k, k], [64, rows]),
-        (false, false) => ([k, columns], [k, columns * k], [64, rows]),
+    let (dims, strides) = match (kn, interleaved) {
+        (true, _) => ([columns, k], [n, columns]),
+        (false, true) => ([k, columns], [2 * k, k]),
+        (false, false) => ([k, columns], [k, columns * k]),
     };
     TiledTensor {
         dtype,
         address: params.weight,
         dims: [dims[0], dims[1], halves, params.num_experts.into()],
         strides: [strides[0], strides[1], n * k].map(|elements| elements * dtype.size() as u64),
-        boxes: [boxes[0], boxes[1], 1, 1],
+        boxes: [64, 64, 1, 1],
     }
 }
 
 /// The input, for products whose rows lie as the output's do.
-fn input_boxes(args: &GroupedGemmArgs<'_>, params: &GroupedGemmParams, rows: u32) -> TiledTensor {
+fn input_boxes(args: &GroupedGemmArgs<'_>, params: &GroupedGemmParams) -> TiledTensor {
     let (dtype, num_rows) = (args.input.dtype(), args.input.dims()[0] as u64);
     let row = u64::from(params.k) * dtype.size() as u64;
     TiledTensor {
@@ -79,7 +73,7 @@ fn input_boxes(args: &GroupedGemmArgs<'_>, params: &GroupedGemmParams, rows: u32
         address: params.input,
         dims: [params.k.into(), num_rows, 1, 1],
         strides: [row, row * num_rows, row * num_rows],
-        boxes: [64, rows, 1, 1],
+        boxes: [64, 16, 1, 1],
     }
 }
 

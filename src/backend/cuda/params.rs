@@ -214,7 +214,7 @@ params! {
 }
 
 params! {
-    /// Of `grouped_gemm_sm90.cu` and `grouped_gemm_swap_ab_sm90.cu`.
+    /// Of `grouped_gemm_sm90.cu`.
     GroupedGemmSm90Params, 384 {
         weight_map: [u64; 16],
         input_map: [u64; 16],

@@ -61,8 +61,8 @@ pub(super) struct Tiled {
     pub(super) blocks_per_sm: u32,
     /// Blocks of a cluster: they work on so many tiles of rows together.
     pub(super) cluster: u32,
-    /// Rows of the boxes in which the copy engine fetches weights, where it does.
-    pub(super) box_rows: Option<u32>,
+    /// The copy engine fetches its operands, by tensor maps.
+    pub(super) tensor_maps: bool,
 }
 
 /// The kernel without tensor cores.
@@ -74,7 +74,7 @@ const SIMT: Tiled = Tiled {
     shared_bytes: 0,
     blocks_per_sm: 4,
     cluster: 1,
-    box_rows: None,
+    tensor_maps: false,
 };
 
 /// Columns of a tile, and stages and their depth along K, as in grouped_gemm_sm80.cu.
@@ -163,12 +163,11 @@ fn tensor_cores(shape: &GemmShape, tuned: Option<(u32, u32)>) -> Option<Tiled> {
     let row_size = if f32_rows { 4 } else { 2 };
     let shared_bytes = STAGES * DEPTH * (rows * row_size + COLUMNS * 2);
     let kernel = Kernel { file: "grouped_gemm_sm80", name };
-    Some(Tiled { kernel, rows, columns: COLUMNS, threads, shared_bytes, blocks_per_sm, cluster: 1, box_rows: None })
+    Some(Tiled { kernel, rows, columns: COLUMNS, threads, shared_bytes, blocks_per_sm, cluster: 1, tensor_maps: false })
 }
 
-/// A kernel of sm_90a: its tile, and how it is launched.
+/// A kernel of grouped_gemm_sm90.cu: its tile, and how it is launched.
 struct Wgmma {
-    file: &'static str,
     /// For bf16 and f16, each for `[E, N, K]`, `[E, K, N]`, and the latter with columns of gate and up that take turns.
     names: [[&'static str; 3]; 2],
     rows: u32,
@@ -177,62 +176,36 @@ struct Wgmma {
     threads: u32,
     blocks_per_sm: u32,
     cluster: u32,
-    /// Rows of a box of `[E, N, K]` weights.
-    box_rows: u32,
 }
 
 /// The kernels of a tile, as [`Wgmma::names`].
 macro_rules! sm90 {
-    ($kernel:literal, $tile:literal) => {
+    ($tile:literal) => {
         [
             [
-                concat!($kernel, "_bf16_", $tile),
-                concat!($kernel, "_bf16_kn_", $tile),
-                concat!($kernel, "_bf16_kn_pairs_", $tile),
+                concat!("grouped_gemm_sm90_bf16_", $tile),
+                concat!("grouped_gemm_sm90_bf16_kn_", $tile),
+                concat!("grouped_gemm_sm90_bf16_kn_pairs_", $tile),
             ],
             [
-                concat!($kernel, "_f16_", $tile),
-                concat!($kernel, "_f16_kn_", $tile),
-                concat!($kernel, "_f16_kn_pairs_", $tile),
+                concat!("grouped_gemm_sm90_f16_", $tile),
+                concat!("grouped_gemm_sm90_f16_kn_", $tile),
+                concat!("grouped_gemm_sm90_f16_kn_pairs_", $tile),
             ],
         ]
     };
 }
 
-const LARGE: Wgmma = Wgmma {
-    file: "grouped_gemm_sm90",
-    names: sm90!("grouped_gemm_sm90", "128x256"),
-    rows: 128,
-    columns: 256,
-    stages: 4,
-    threads: 384,
-    blocks_per_sm: 1,
-    cluster: 2,
-    box_rows: 128,
-};
-const SQUARE: Wgmma =
-    Wgmma { names: sm90!("grouped_gemm_sm90", "128x128"), columns: 128, stages: 6, cluster: 1, box_rows: 64, ..LARGE };
-const FEW_ROWS: Wgmma =
-    Wgmma { names: sm90!("grouped_gemm_sm90", "64x256"), rows: 64, columns: 256, stages: 5, ..SQUARE };
-const SWAP_AB_64: Wgmma = Wgmma {
-    file: "grouped_gemm_swap_ab_sm90",
-    names: sm90!("grouped_gemm_swap_ab", "64x128"),
-    rows: 64,
-    stages: 4,
-    threads: 160,
-    blocks_per_sm: 2,
-    ..SQUARE
-};
-const SWAP_AB_32: Wgmma = Wgmma { names: sm90!("grouped_gemm_swap_ab", "32x128"), rows: 32, stages: 5, ..SWAP_AB_64 };
-const SWAP_AB_16: Wgmma = Wgmma { names: sm90!("grouped_gemm_swap_ab", "16x128"), rows: 16, stages: 6, ..SWAP_AB_64 };
+const LARGE: Wgmma =
+    Wgmma { names: sm90!("160x256"), rows: 160, columns: 256, stages: 4, threads: 384, blocks_per_sm: 1, cluster: 2 };
+const ROWS_64: Wgmma =
+    Wgmma { names: sm90!("64x128"), rows: 64, columns: 128, stages: 4, threads: 160, blocks_per_sm: 2, cluster: 1 };
+const ROWS_32: Wgmma = Wgmma { names: sm90!("32x128"), rows: 32, stages: 5, ..ROWS_64 };
+const ROWS_16: Wgmma = Wgmma { names: sm90!("16x128"), rows: 16, stages: 6, ..ROWS_64 };
 
-const WGMMA: [Wgmma; 6] = [SWAP_AB_16, SWAP_AB_32, SWAP_AB_64, FEW_ROWS, SQUARE, LARGE];
+const WGMMA: [Wgmma; 4] = [ROWS_16, ROWS_32, ROWS_64, LARGE];
 
 impl Wgmma {
-    fn is_swap_ab(&self) -> bool {
-        self.file == SWAP_AB_64.file
-    }
-
     /// Besides a word per expert. Of each stage: 64 of K, and two barriers.
     const fn shared_bytes(&self) -> u32 {
         self.stages * ((self.rows + self.columns) * 128 + 16)
@@ -251,32 +224,30 @@ fn wgmma(shape: &GemmShape, tuned: Option<(u32, u32)>) -> Option<Tiled> {
     if !shape.wgmma || !takes || shape.n == 0 || shape.k == 0 || shape.num_experts == 0 {
         return None;
     }
-    // The large tile reads least from the L2 for what it computes, but leaves SMs idle where it makes few tiles.
-    let large = (shape.rows / LARGE.rows).max(1) * shape.n.div_ceil(LARGE.columns);
-    // Where operands are swapped, a tile has room for what an expert may have beyond its share. That their products are
-    // summed in the order of the others is likely, but nowhere written.
+    // The large tile reads least from the L2 for what it computes, but leaves SMs idle where it makes few blocks. The others
+    // have room for what an expert may have beyond its share.
+    let experts = shape.num_experts.min(shape.rows);
+    let row_blocks = (shape.rows / LARGE.rows).max(LARGE.cluster * experts);
+    let large = u64::from(row_blocks) * u64::from(shape.n.div_ceil(LARGE.columns));
     let rule = match rows_per_expert(shape) {
-        0..=80 if shape.batch_invariant => &FEW_ROWS,
-        0..=6 => &SWAP_AB_16,
-        7..=20 => &SWAP_AB_32,
-        21..=80 => &SWAP_AB_64,
-        _ if large < shape.num_sms => &SQUARE,
+        0..=6 => &ROWS_16,
+        7..=20 => &ROWS_32,
+        21..=48 => &ROWS_64,
+        _ if large < u64::from(shape.num_sms / 2) => &ROWS_64,
         _ => &LARGE,
     };
-    let may_take = |tile: &&Wgmma| !(shape.batch_invariant && tile.is_swap_ab());
-    let measured = WGMMA.iter().find(|tile| tuned == Some((tile.rows, tile.columns))).filter(may_take);
-    let tile = measured.unwrap_or(rule);
+    let tile = WGMMA.iter().find(|tile| tuned == Some((tile.rows, tile.columns))).unwrap_or(rule);
     let layout = usize::from(shape.kn) + usize::from(shape.kn && shape.interleaved);
     let name = tile.names[usize::from(shape.weight == DType::F16)][layout];
     Some(Tiled {
-        kernel: Kernel { file: tile.file, name },
+        kernel: Kernel { file: "grouped_gemm_sm90", name },
         rows: tile.rows,
         columns: tile.columns,
         threads: tile.threads,
         shared_bytes: tile.shared_bytes(),
         blocks_per_sm: tile.blocks_per_sm,
         cluster: tile.cluster,
-        box_rows: Some(tile.box_rows),
+        tensor_maps: true,
     })
 }
 
@@ -378,21 +349,29 @@ mod tests {
     #[test]
     fn hopper_multiplies_by_warpgroups() {
         let shape = GemmShape { wgmma: true, ..SHAPE };
-        for (rows, tile) in [(480, "16x128"), (481, "32x128"), (1600, "32x128"), (1601, "64x128"), (6400, "64x128")] {
-            assert_eq!(name(GemmShape { rows, ..shape }), format!("grouped_gemm_swap_ab_bf16_{tile}"), "{rows}");
-            let invariant = GemmShape { rows, batch_invariant: true, ..shape };
-            assert_eq!(name(invariant), "grouped_gemm_sm90_bf16_64x256");
+        for (rows, tile) in [
+            (480, "16x128"),
+            (481, "32x128"),
+            (1600, "32x128"),
+            (1601, "64x128"),
+            (3840, "64x128"),
+            (3841, "160x256"),
+            (65536, "160x256"),
+        ] {
+            for batch_invariant in [false, true] {
+                let shape = GemmShape { rows, batch_invariant, ..shape };
+                assert_eq!(name(shape), format!("grouped_gemm_sm90_bf16_{tile}"), "{rows}");
+            }
         }
-        assert_eq!(name(GemmShape { rows: 65536, ..shape }), "grouped_gemm_sm90_bf16_128x256");
-        assert_eq!(name(GemmShape { rows: 65536, kn: true, ..shape }), "grouped_gemm_sm90_bf16_kn_128x256");
-        // 10 x 8 tiles of 128x256 are fewer than SMs.
-        let few = GemmShape { rows: 1280, num_experts: 4, n: 2048, ..shape };
-        assert_eq!(name(few), "grouped_gemm_sm90_bf16_128x128");
+        assert_eq!(name(GemmShape { rows: 65536, kn: true, ..shape }), "grouped_gemm_sm90_bf16_kn_160x256");
+        // 2 x 8 x 4 blocks are fewer than half of the SMs.
+        let few = GemmShape { rows: 1024, num_experts: 8, n: 1024, ..shape };
+        assert_eq!(name(few), "grouped_gemm_sm90_bf16_64x128");
         let f16 = GemmShape { input: DType::F16, weight: DType::F16, kn: true, ..shape };
-        assert_eq!(name(f16), "grouped_gemm_swap_ab_f16_kn_16x128");
+        assert_eq!(name(f16), "grouped_gemm_sm90_f16_kn_16x128");
         let pairs = GemmShape { kn: true, interleaved: true, ..shape };
-        assert_eq!(name(pairs), "grouped_gemm_swap_ab_bf16_kn_pairs_16x128");
-        assert_eq!(name(GemmShape { kn: false, ..pairs }), "grouped_gemm_swap_ab_bf16_16x128");
+        assert_eq!(name(pairs), "grouped_gemm_sm90_bf16_kn_pairs_16x128");
+        assert_eq!(name(GemmShape { kn: false, ..pairs }), "grouped_gemm_sm90_bf16_16x128");
         for other in [
             GemmShape { input: DType::F32, ..shape },
             GemmShape { input_eights: false, ..shape },
@@ -407,8 +386,6 @@ mod tests {
             // With a word for each of 4096 experts a block has room; with 512 and what the driver takes, so many.
             assert!(tile.shared_bytes() + 4 * 4097 <= 227 << 10, "{:?}", tile.names);
             assert!(tile.blocks_per_sm * (tile.shared_bytes() + 4 * 513 + 1024) <= 228 << 10, "{:?}", tile.names);
-            // As many consumers side by side as stand in 128 rows.
-            assert!(tile.is_swap_ab() || tile.box_rows == tile.columns * tile.rows / 256);
         }
     }
 
@@ -459,10 +436,10 @@ mod tests {
                 assert_eq!(path(&shape, &table("[7, 9]")), by_rule);
             }
         }
-        assert_eq!(path(&GemmShape { wgmma: true, ..shape }, &table("[64, 256]")).rows, 64);
+        assert_eq!(path(&GemmShape { wgmma: true, ..shape }, &table("[64, 128]")).rows, 64);
         assert_eq!(path(&shape, &table("[16, 128]")).kernel.name, "grouped_gemm_sm80_bf16_16");
         // Few rows are decoded whatever the table says.
-        assert!(matches!(choose_by(&table("[64, 256]"), &GemmShape { rows: 4, ..shape }), GemmPath::Decode(_)));
+        assert!(matches!(choose_by(&table("[64, 128]"), &GemmShape { rows: 4, ..shape }), GemmPath::Decode(_)));
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub enum Load {
     EvenOnly,
     /// First and last expert only.
     Ends,
+    /// So many slots to the first expert, all others to the last.
+    Few(usize),
     /// Uniform, with a quarter of the slots masked.
     Masked,
     /// No slot goes anywhere.
@@ -22,7 +24,7 @@ pub enum Load {
 }
 
 impl Load {
-    /// Every kind over `num_experts` experts.
+    /// Kinds over `num_experts` experts.
     pub fn all(num_experts: usize) -> [Self; 7] {
         [
             Self::Uniform,
@@ -38,16 +40,23 @@ impl Load {
     /// The ids of `num_slots` slots.
     pub fn ids(self, rng: &mut StdRng, num_slots: usize, num_experts: usize) -> Vec<u32> {
         let last = num_experts as u32 - 1;
-        let mut id = || match self {
+        let id = |slot| match self {
             Self::Uniform => rng.random_range(0..=last),
             Self::AllTo(expert) => expert as u32,
             Self::EvenOnly => rng.random_range(0..=last) / 2 * 2,
             Self::Ends => [0, last][rng.random_range(0..2)],
+            Self::Few(count) => {
+                if slot < count {
+                    0
+                } else {
+                    last
+                }
+            }
             // Any id of no expert masks: the first one beyond, and the two largest.
             Self::Masked if rng.random_ratio(1, 4) => [last + 1, MASKED - 1, MASKED][rng.random_range(0..3)],
             Self::Masked => rng.random_range(0..=last),
             Self::AllMasked => MASKED,
         };
-        (0..num_slots).map(|_| id()).collect()
+        (0..num_slots).map(id).collect()
     }
 }

@@ -70,7 +70,7 @@ pub(super) const MMA: &[Bug] = &[
         "a tile starts at the one before",
         "grouped_gemm_sm80",
         "common/tiles.cuh",
-        "(group + in_group % height) * TILE_ROWS",
-        "group * TILE_ROWS",
+        "(group + in_group % height) * rows",
+        "group * rows",
     ),
 ];
