@@ -17,11 +17,13 @@
 //
 // Prediction for one token of Qwen3-30B-A3B (H 2048, I 768, k 8, bf16): 8 * 2048 * 768 * 2 bytes = 25 MB in 256 blocks of 8
 // warps, 8 loads of 16 bytes a lane on their way: 4 KB a warp, 32 KB a block, two blocks an SM; 3.35 TB/s over 132 SMs at
-// 700 ns need 18 KB.
+// 700 ns need 18 KB. Between the end of the launch before and the first weights' arrival memory would idle for some 2 of these 8
+// us: blocks that find room meanwhile have their weights brought to the L2.
 #include "common/block.cuh"
 #include "common/stream.cuh"
 #include "common/token_sum.cuh"
 #include "ptx/grid_dependency.cuh"
+#include "ptx/prefetch.cuh"
 
 namespace {
 
@@ -148,6 +150,23 @@ __device__ __forceinline__ void multiply_rows_kn(const DecodeCombineParams& p, c
   });
 }
 
+// The L2 gets the first weights of the block's columns before the launch before is over, where rows are so few that its end and
+// this one's start count. In a layer the plan is there by then: the launch before has waited for it. Elsewhere it may still be
+// in the making, and other experts' weights are brought, which does no harm.
+template <typename T>
+__device__ __forceinline__ void prefetch_weights(const GroupedGemmParams& p) {
+  constexpr uint32_t MOST_ROWS = 16, MOST_BYTES = 8192;
+  if (p.num_rows > MOST_ROWS) return;
+  const uint32_t first = blockIdx.x * COLUMNS, columns = min(COLUMNS, p.n - first);
+  const uint64_t bytes = static_cast<uint64_t>(columns) * p.k * sizeof(T);
+  const uint32_t* offsets = at<const uint32_t>(p.expert_offsets);
+  for (uint32_t e = threadIdx.x; e < p.num_experts; e += THREADS) {
+    if (ptx::peek(offsets + e) == ptx::peek(offsets + e + 1)) continue;
+    const T* weights = at<const T>(p.weight) + (static_cast<uint64_t>(e) * p.n + first) * p.k;
+    ptx::prefetch_l2(weights, bytes < MOST_BYTES ? bytes : MOST_BYTES);
+  }
+}
+
 // The block's columns of every token.
 __device__ __forceinline__ void combine_tokens(const DecodeCombineParams& p, const Work& work) {
   for (uint32_t i = threadIdx.x; i < p.combine.num_tokens * p.columns; i += THREADS) {
@@ -166,6 +185,7 @@ __device__ __forceinline__ void combine_tokens(const DecodeCombineParams& p, con
 template <typename T, bool KN>
 __device__ __forceinline__ void decode_combine(const DecodeCombineParams& p) {
   __shared__ Unit units[MAX_UNITS];
+  if (!KN) prefetch_weights<T>(p.gemm);
   ptx::follow_launches();
   const Work work = find_work(p.gemm, units);
   if constexpr (KN) {

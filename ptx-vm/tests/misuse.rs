@@ -211,6 +211,8 @@ cases! {
          exit; // HERE";
         "bulk copy of 20 bytes", one(1), "not a multiple of 16",
         "cp.async.bulk.global.shared::cta.bulk_group [%d0], [%r1], 20; // HERE";
+        "bulk prefetch of what is not there", one(1), "out of bounds",
+        "cp.async.bulk.prefetch.L2.global [%d0], 65536; // HERE";
         "source of a bulk store overwritten", one(1), "race: write",
         "st.shared.v4.b32 [v], {1, 2, 3, 4};
          fence.proxy.async;

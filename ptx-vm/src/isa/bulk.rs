@@ -59,7 +59,11 @@ pub(crate) enum Bulk {
         left: Reg,
         read: bool,
     },
-    Prefetch,
+    /// No effect, but of memory that is there.
+    Prefetch {
+        src: Addr,
+        bytes: Reg,
+    },
 }
 
 /// Stores of the lanes of a warp: open, and in committed groups.
@@ -94,9 +98,11 @@ pub(crate) fn decode(cx: &mut Cx, form: &mut Form, ops: &[Operand]) -> Result<Op
     if form.take("prefetch") {
         form.require("L2")?;
         form.require("global")?;
-        form.take("L2::cache_hint");
+        let hint = form.take("L2::cache_hint");
         form.end()?;
-        return Ok(Op::Bulk(Bulk::Prefetch));
+        let [src, bytes, rest @ ..] = ops else { return Err("wrong number of operands".into()) };
+        expect_rest(rest, hint as usize)?;
+        return Ok(Op::Bulk(Bulk::Prefetch { src: cx.addr(src)?, bytes: cx.value(bytes)? }));
     }
     let bulk = if form.take("global") {
         form.require("shared::cta")?;
@@ -206,7 +212,15 @@ pub(crate) fn execute(m: &mut Machine, at: At, op: &Bulk) -> Result<Flow, Raise>
                 wait(m, at, lane, left, *read).map_err(|r| r.lane(lane))?;
             }
         }
-        Bulk::Prefetch => {}
+        Bulk::Prefetch { src, bytes } => {
+            let src = addresses(m, at, *src)?;
+            no_poison(m, m.taint(at, *bytes), "is the size of a copy")?;
+            for lane in lanes(at.lanes) {
+                let n = m.read(at, *bytes)[lane] as u32 as usize;
+                check_size(n).map_err(|r| r.lane(lane))?;
+                m.resolve(at, lane, Space::Global, src[lane], n, 16)?;
+            }
+        }
     }
     Ok(Flow::Next)
 }
