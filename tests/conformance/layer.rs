@@ -28,6 +28,7 @@ pub const TESTS: &[Test] = &[
     Test { op: "layer", name: "workspace_reuse", body: workspace_reuse },
     Test { op: "layer", name: "neighbours", body: neighbours },
     Test { op: "layer", name: "batch_invariant", body: batch_invariant },
+    Test { op: "layer", name: "batch_invariant_tiles", body: batch_invariant_tiles },
     Test { op: "layer", name: "repeats", body: repeats },
     Test { op: "layer", name: "non_finite", body: non_finite },
     Test { op: "layer", name: "f16_range", body: f16_range },
@@ -53,6 +54,15 @@ impl Case {
 
     fn base(num_tokens: usize, dtype: DType) -> Self {
         Self::new(("plain", variants::base(), false), num_tokens, dtype)
+    }
+
+    /// Tokens and weights of one type, in sizes that are whole eights.
+    fn eights(num_tokens: usize, dtype: DType) -> Self {
+        let mut case = Self::base(num_tokens, dtype);
+        case.spec.config.hidden_size = 72;
+        case.spec.config.intermediate_size = 88;
+        case.spec.io = dtype;
+        case
     }
 
     fn tolerance(&self) -> f64 {
@@ -112,14 +122,11 @@ fn tokens(device: &Device, log: &mut Log) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Tokens and weights of one type, in sizes that are whole eights, and so many that tensor cores take them.
+/// So many that tensor cores take them.
 fn many_rows(device: &Device, log: &mut Log) -> Result<(), Failure> {
     for dtype in [DType::BF16, DType::F16] {
         for num_tokens in [20, 60, 131] {
-            let mut case = Case::base(num_tokens, dtype);
-            case.spec.config.hidden_size = 72;
-            case.spec.config.intermediate_size = 88;
-            case.spec.io = dtype;
+            let mut case = Case::eights(num_tokens, dtype);
             log.case(device, &case, check)?;
             // As gpt-oss has them.
             case.spec.config.weight_layout = WeightLayout::Kn;
@@ -227,19 +234,17 @@ fn fewer_experts_than_k(device: &Device, log: &mut Log) -> Result<(), Failure> {
 
 /// One workspace for many calls, first filled with NaN by one of the most tokens: nothing of a call reaches the next.
 fn workspace_reuse(device: &Device, log: &mut Log) -> Result<(), Failure> {
-    for variant in variants::all() {
-        for dtype in [DType::F32, DType::BF16] {
-            log.case(device, &Case::new(variant.clone(), 33, dtype), |device, case| {
-                let model = Model::new(&case.spec);
-                let layer = model.layer(device, LayerOptions::default())?;
-                let mut workspace = layer.workspace(case.num_tokens)?;
-                let numel = case.num_tokens * case.spec.config.hidden_size;
-                forward(&layer, &Floats::filled(case.spec.io, numel, f32::NAN), &mut workspace)?;
-                [5, 33, 1, 0, 12, 2]
-                    .into_iter()
-                    .try_for_each(|num_tokens| check_call(case, &model, &layer, num_tokens, &mut workspace))
-            })?;
-        }
+    for (variant, dtype) in variants::all().into_iter().zip([DType::F32, DType::BF16].into_iter().cycle()) {
+        log.case(device, &Case::new(variant, 33, dtype), |device, case| {
+            let model = Model::new(&case.spec);
+            let layer = model.layer(device, LayerOptions::default())?;
+            let mut workspace = layer.workspace(case.num_tokens)?;
+            let numel = case.num_tokens * case.spec.config.hidden_size;
+            forward(&layer, &Floats::filled(case.spec.io, numel, f32::NAN), &mut workspace)?;
+            [5, 33, 1, 0, 12, 2]
+                .into_iter()
+                .try_for_each(|num_tokens| check_call(case, &model, &layer, num_tokens, &mut workspace))
+        })?;
     }
     Ok(())
 }
@@ -275,27 +280,32 @@ fn check_parts(
 
 /// A token's output does not depend on the tokens beside it beyond rounding.
 fn neighbours(device: &Device, log: &mut Log) -> Result<(), Failure> {
-    for variant in without_competition() {
-        for dtype in FLOATS {
-            log.case(device, &Case::new(variant.clone(), 40, dtype), |device, case| {
-                check_parts(device, case, LayerOptions::default(), |alone, together| case.compare(alone, together))
-            })?;
-        }
+    for (variant, dtype) in without_competition().zip(FLOATS.into_iter().cycle()) {
+        log.case(device, &Case::new(variant, 40, dtype), |device, case| {
+            check_parts(device, case, LayerOptions::default(), |alone, together| case.compare(alone, together))
+        })?;
     }
     Ok(())
 }
 
 /// Under the option it does not depend on them at all.
 fn batch_invariant(device: &Device, log: &mut Log) -> Result<(), Failure> {
-    for variant in without_competition() {
-        for dtype in FLOATS {
-            log.case(device, &Case::new(variant.clone(), 40, dtype), |device, case| {
-                let options = LayerOptions { batch_invariant: true };
-                check_parts(device, case, options, |alone, together| compare::bits("output", alone, together))
-            })?;
-        }
+    let variants = without_competition().zip(FLOATS.into_iter().cycle());
+    let types = FLOATS.map(|dtype| (("plain", variants::base(), false), dtype));
+    for (variant, dtype) in variants.chain(types) {
+        log.case(device, &Case::new(variant, 40, dtype), check_bits)?;
     }
     Ok(())
+}
+
+/// Nor does it where tensor cores have tiles of other heights for fewer tokens.
+fn batch_invariant_tiles(device: &Device, log: &mut Log) -> Result<(), Failure> {
+    [DType::BF16, DType::F16].into_iter().try_for_each(|dtype| log.case(device, &Case::eights(131, dtype), check_bits))
+}
+
+fn check_bits(device: &Device, case: &Case) -> Result<(), Problem> {
+    let options = LayerOptions { batch_invariant: true };
+    check_parts(device, case, options, |alone, together| compare::bits("output", alone, together))
 }
 
 /// The same bits from the same tokens, every time.

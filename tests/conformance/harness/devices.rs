@@ -57,7 +57,7 @@ pub const CANDIDATES: &[Candidate] = &[
     Candidate { own: true, ..Candidate::small("ptx-vm", ptx_vm) },
     Candidate {
         own: true,
-        ops: Some(&["grouped_gemm", "layer::many_rows"]),
+        ops: Some(&["grouped_gemm", "layer::many_rows", "layer::batch_invariant_tiles"]),
         ..Candidate::small("ptx-vm-sm90", ptx_vm_sm90)
     },
 ];
