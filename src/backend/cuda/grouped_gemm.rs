@@ -60,6 +60,7 @@ fn weight_boxes(params: &GroupedGemmParams, dtype: DType) -> TiledTensor {
         address: params.weight,
         dims: [dims[0], dims[1], halves, params.num_experts.into()],
         strides: [strides[0], strides[1], n * k].map(|elements| elements * dtype.size() as u64),
+        // As PART and DEPTH of wgmma_stage.cuh.
         boxes: [64, 64, 1, 1],
     }
 }
@@ -73,6 +74,7 @@ fn input_boxes(args: &GroupedGemmArgs<'_>, params: &GroupedGemmParams) -> TiledT
         address: params.input,
         dims: [params.k.into(), num_rows, 1, 1],
         strides: [row, row * num_rows, row * num_rows],
+        // As DEPTH and ROW_BOX there.
         boxes: [64, 16, 1, 1],
     }
 }
