@@ -234,17 +234,19 @@ fn fewer_experts_than_k(device: &Device, log: &mut Log) -> Result<(), Failure> {
 
 /// One workspace for many calls, first filled with NaN by one of the most tokens: nothing of a call reaches the next.
 fn workspace_reuse(device: &Device, log: &mut Log) -> Result<(), Failure> {
-    for (variant, dtype) in variants::all().into_iter().zip([DType::F32, DType::BF16].into_iter().cycle()) {
-        log.case(device, &Case::new(variant, 33, dtype), |device, case| {
-            let model = Model::new(&case.spec);
-            let layer = model.layer(device, LayerOptions::default())?;
-            let mut workspace = layer.workspace(case.num_tokens)?;
-            let numel = case.num_tokens * case.spec.config.hidden_size;
-            forward(&layer, &Floats::filled(case.spec.io, numel, f32::NAN), &mut workspace)?;
-            [5, 33, 1, 0, 12, 2]
-                .into_iter()
-                .try_for_each(|num_tokens| check_call(case, &model, &layer, num_tokens, &mut workspace))
-        })?;
+    for (turn, variant) in variants::all().into_iter().enumerate() {
+        for dtype in log.types(turn, [DType::F32, DType::BF16]) {
+            log.case(device, &Case::new(variant.clone(), 33, dtype), |device, case| {
+                let model = Model::new(&case.spec);
+                let layer = model.layer(device, LayerOptions::default())?;
+                let mut workspace = layer.workspace(case.num_tokens)?;
+                let numel = case.num_tokens * case.spec.config.hidden_size;
+                forward(&layer, &Floats::filled(case.spec.io, numel, f32::NAN), &mut workspace)?;
+                [5, 33, 1, 0, 12, 2]
+                    .into_iter()
+                    .try_for_each(|num_tokens| check_call(case, &model, &layer, num_tokens, &mut workspace))
+            })?;
+        }
     }
     Ok(())
 }
@@ -280,20 +282,22 @@ fn check_parts(
 
 /// A token's output does not depend on the tokens beside it beyond rounding.
 fn neighbours(device: &Device, log: &mut Log) -> Result<(), Failure> {
-    for (variant, dtype) in without_competition().zip(FLOATS.into_iter().cycle()) {
-        log.case(device, &Case::new(variant, 40, dtype), |device, case| {
-            check_parts(device, case, LayerOptions::default(), |alone, together| case.compare(alone, together))
-        })?;
+    for (turn, variant) in without_competition().enumerate() {
+        for dtype in log.types(turn, FLOATS) {
+            log.case(device, &Case::new(variant.clone(), 40, dtype), |device, case| {
+                check_parts(device, case, LayerOptions::default(), |alone, together| case.compare(alone, together))
+            })?;
+        }
     }
     Ok(())
 }
 
 /// Under the option it does not depend on them at all.
 fn batch_invariant(device: &Device, log: &mut Log) -> Result<(), Failure> {
-    let variants = without_competition().zip(FLOATS.into_iter().cycle());
-    let types = FLOATS.map(|dtype| (("plain", variants::base(), false), dtype));
-    for (variant, dtype) in variants.chain(types) {
-        log.case(device, &Case::new(variant, 40, dtype), check_bits)?;
+    for (turn, variant) in without_competition().enumerate() {
+        for dtype in log.types(turn, FLOATS) {
+            log.case(device, &Case::new(variant.clone(), 40, dtype), check_bits)?;
+        }
     }
     Ok(())
 }

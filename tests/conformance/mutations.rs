@@ -189,12 +189,9 @@ const SCHEDULES: std::ops::RangeInclusive<u64> = 1..=4;
 
 /// A trial for each bug; they need the nvcc that the crate was built with.
 pub fn trials() -> Vec<Trial> {
-    let routing = [routing::PERMUTE, routing::ROUTE, routing::SELECTIONS, routing::LANES, routing::ROUTE_PERMUTE];
-    let products = [ROUTER_LOGITS, DECODE, DECODE_COMBINE, SIMT, mma::MMA, wgmma::WGMMA];
-    routing
+    [routing::PERMUTE, routing::ROUTE, routing::SELECTIONS, routing::LANES, routing::ROUTE_PERMUTE]
         .into_iter()
-        .chain([COMBINE])
-        .chain(products)
+        .chain([COMBINE, ROUTER_LOGITS, DECODE, DECODE_COMBINE, SIMT, mma::MMA, wgmma::WGMMA])
         .flatten()
         .map(|bug| Trial::ignorable_test(format!("planted/{}: {}", bug.kernels, bug.what), move || check(bug)))
         .collect()

@@ -10,6 +10,7 @@ use fused_moe::{Device, Error, Result};
 #[path = "../../cuda_vm/mod.rs"]
 pub mod cuda_vm;
 
+use super::log::is_slow;
 use super::remote::Remote;
 
 /// A device that may be there.
@@ -155,4 +156,9 @@ pub fn present() -> Vec<Device> {
     static PRESENT: LazyLock<Vec<Device>> =
         LazyLock::new(|| CANDIDATES.iter().filter_map(|candidate| (candidate.open)().ok()).collect());
     PRESENT.clone()
+}
+
+/// The same, of which slow ones are there for every third seed.
+pub fn present_in_turn(seed: u64) -> impl Iterator<Item = Device> {
+    present().into_iter().filter(move |device| seed.is_multiple_of(3) || !is_slow(device))
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use fused_moe::{Device, Error};
+use fused_moe::{DType, Device, Error};
 
 /// One test: the same body for every device.
 #[derive(Clone, Copy)]
@@ -48,7 +48,7 @@ pub struct Log {
 
 /// Whether the device is so slow that it gets a part of the cases: kernels interpreted instruction by instruction.
 /// `FUSED_MOE_ALL_CASES` gives it all, `FUSED_MOE_FEW_CASES` gives every device a part: under a sanitizer.
-fn is_slow(device: &Device) -> bool {
+pub fn is_slow(device: &Device) -> bool {
     let is_set = |name| std::env::var_os(name).is_some();
     let interpreted = device.name() == "cuda" && device.backend().is_emulated();
     (interpreted && !is_set("FUSED_MOE_ALL_CASES")) || is_set("FUSED_MOE_FEW_CASES")
@@ -111,6 +111,11 @@ impl From<Error> for Problem {
 }
 
 impl Log {
+    /// All of `types`, or on a slow device one of them in turn: for cases of many calls each.
+    pub fn types<const N: usize>(&self, turn: usize, types: [DType; N]) -> Vec<DType> {
+        if self.thinned.is_some() { vec![types[turn % N]] } else { types.to_vec() }
+    }
+
     /// Runs one case. `Unsupported` by the backend is counted, not failed; a panic is a failure of this case.
     pub fn case<C: fmt::Debug>(
         &mut self,
